@@ -1,0 +1,42 @@
+//! What a backend is: the one small door between the plan and a way to program the kernel.
+
+use std::fmt;
+
+use crate::plan::{NodeFacts, PortName, ServicePlan};
+
+/// Programs the kernel for one IP family. What it is given is the truth; it finds out itself what to change.
+pub trait Backend {
+    /// Brings the kernel to exactly `services` under `facts`, whatever it holds now, without interrupting traffic.
+    /// Called first, and again after an error or when `facts` changed.
+    fn replace(&mut self, facts: &NodeFacts, services: &mut dyn Iterator<Item = ServicePlan>) -> Result<Report, Error>;
+
+    /// Applies changed Services to what was programmed before. Work is proportional to `changed`.
+    fn update(&mut self, changed: &[ServicePlan]) -> Result<Report, Error>;
+
+    /// Looks whether somebody else removed our rules; `false` asks for a [`Backend::replace`]. Must be cheap.
+    fn intact(&mut self) -> bool;
+
+    /// Removes all that this backend ever made in its family.
+    fn cleanup(&mut self) -> Result<(), Error>;
+}
+
+/// What a successful call did.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Elements, rules or real servers added and removed in the kernel.
+    pub changes: usize,
+    /// Service ports that could not be programmed, with the reason. All others are.
+    pub set_aside: Vec<(PortName, String)>,
+}
+
+/// Why a backend could not do its work. Nothing that was programmed before is lost.
+#[derive(Debug)]
+pub struct Error(pub String);
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Error {}

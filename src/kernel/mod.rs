@@ -1,0 +1,3 @@
+//! The only place with netlink, socket options, `/proc` and other doors to the kernel. Knows no Kubernetes.
+
+pub mod netlink;

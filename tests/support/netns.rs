@@ -1,0 +1,53 @@
+//! Private network namespaces: every test that touches the kernel runs in its own, as root or as anybody who may
+//! make user namespaces. Nothing it does is seen outside, and nothing is left when it ends.
+
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+const INSIDE: &str = "KUBE_PROXY_TEST_INSIDE";
+
+/// Runs the body of the test `name` (its full path, as `cargo test` prints it) in fresh network and mount namespaces
+/// with loopback up and `/run` empty, by starting this test binary once more in there.
+pub fn isolated(name: &str, body: impl FnOnce()) {
+    if std::env::var_os(INSIDE).is_some_and(|inside| inside == *name) {
+        run("mount -t tmpfs tmpfs /run && mkdir /run/netns && ip link set lo up");
+        return body();
+    }
+    let program = std::env::current_exe().expect("a running test has a path");
+    let mut command = Command::new("unshare");
+    if !nix::unistd::geteuid().is_root() {
+        command.args(["--user", "--map-root-user"]);
+    }
+    let status = command
+        .args(["--net", "--mount", "--propagation", "private", "--"])
+        .arg(program)
+        .args(["--exact", name, "--nocapture", "--include-ignored"])
+        .env(INSIDE, name)
+        .stdin(Stdio::null())
+        .status()
+        .expect("unshare (util-linux) starts");
+    assert!(status.success(), "{name} failed inside its namespaces");
+}
+
+/// Runs a shell command line and returns what it printed. Panics, with its errors, when it fails.
+pub fn run(line: &str) -> String {
+    let output = Command::new("sh").args(["-ec", line]).stdin(Stdio::null()).output().expect("sh starts");
+    assert!(
+        output.status.success(),
+        "{line}\n{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Whether a shell command line succeeds.
+pub fn succeeds(line: &str) -> bool {
+    Command::new("sh").args(["-ec", line]).stdin(Stdio::null()).stderr(Stdio::null()).stdout(Stdio::null()).status().is_ok_and(|status| status.success())
+}
+
+/// A name that no other call in this process gets.
+pub fn unique(prefix: &str) -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    format!("{prefix}{}", COUNT.fetch_add(1, Ordering::Relaxed))
+}
