@@ -120,7 +120,7 @@ impl Store {
     }
 
     /// The slices of a Service.
-    pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> {
+    pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> + Clone {
         self.slices.get(service).into_iter().flatten().map(|slice| &slice.kept.object)
     }
 
