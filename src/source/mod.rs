@@ -1,1 +1,5 @@
 //! Where objects come from.
+
+pub mod auth;
+pub mod decode;
+mod tls;
