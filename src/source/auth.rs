@@ -109,7 +109,9 @@ impl Access {
     pub(super) fn tls(&self) -> Result<Arc<ClientConfig>, Error> {
         let authorities = match &self.trust {
             Trust::Anybody => None,
-            Trust::Authorities(secret) => Some(tls::authorities(&secret.read()?).map_err(|why| secret.complaint(&why))?),
+            Trust::Authorities(secret) => {
+                Some(tls::authorities(&secret.read()?).map_err(|why| secret.complaint(&why))?)
+            }
             Trust::System => Some(system_authorities()?),
         };
         let builder = tls::builder(authorities);
@@ -170,9 +172,9 @@ impl Access {
             return Self::assemble(&shown.to_string(), &Cluster::default(), &AuthInfo::default(), master);
         };
         let cluster = config.clusters.iter().find(|cluster| cluster.name == context.cluster);
-        let cluster = cluster
-            .and_then(|cluster| cluster.cluster.as_ref())
-            .ok_or_else(|| fail(&format!("cluster {:?} of the current context is not among its clusters", context.cluster)))?;
+        let cluster = cluster.and_then(|cluster| cluster.cluster.as_ref()).ok_or_else(|| {
+            fail(&format!("cluster {:?} of the current context is not among its clusters", context.cluster))
+        })?;
         let user = match context.user.as_deref().filter(|user| !user.is_empty()) {
             None => &AuthInfo::default(),
             Some(name) => config
@@ -217,7 +219,9 @@ impl Access {
         let skip_verify = cluster.insecure_skip_tls_verify.unwrap_or(false);
         let trust = match authority {
             Some(_) if skip_verify => {
-                return Err(fail("certificate-authority and insecure-skip-tls-verify exclude each other: drop one".into()));
+                return Err(fail(
+                    "certificate-authority and insecure-skip-tls-verify exclude each other: drop one".into(),
+                ));
             }
             None if skip_verify => Trust::Anybody,
             Some(secret) => Trust::Authorities(secret),
@@ -250,7 +254,8 @@ impl Access {
 
 /// A token file wins over a token, as it does for everybody else who reads kubeconfigs.
 fn bearer(origin: &str, user: &AuthInfo) -> Option<Secret> {
-    let file = user.token_file.as_deref().filter(|file| !file.is_empty()).map(|file| ("tokenFile", Value::File(file.into())));
+    let file =
+        user.token_file.as_deref().filter(|file| !file.is_empty()).map(|file| ("tokenFile", Value::File(file.into())));
     let token = user.token.as_ref().map(ExposeSecret::expose_secret).filter(|token| !token.is_empty());
     let (field, value) = file.or_else(|| token.map(|token| ("token", Value::Inline(token.into()))))?;
     Some(Secret { field: format!("{origin}: {field}"), value })
@@ -318,7 +323,11 @@ impl Server {
 
     /// `host:port` as in a URL.
     pub fn authority(&self) -> String {
-        if self.host.contains(':') { format!("[{}]:{}", self.host, self.port) } else { format!("{}:{}", self.host, self.port) }
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
     }
 }
 
@@ -340,10 +349,9 @@ impl Secret {
                 .map_err(|_| Error(format!("{field} is not base64: encode the file with base64 -w0")))?;
             return Ok(Some(Self { field, value: Value::Inline(bytes) }));
         }
-        Ok(file.filter(|file| !file.is_empty()).map(|file| Self {
-            field: format!("{origin}: {field}"),
-            value: Value::File(file.into()),
-        }))
+        Ok(file
+            .filter(|file| !file.is_empty())
+            .map(|file| Self { field: format!("{origin}: {field}"), value: Value::File(file.into()) }))
     }
 
     fn read(&self) -> Result<Vec<u8>, Error> {

@@ -377,7 +377,16 @@ mod tests {
     /// Replaces each value of a real object, one at a time, by each of these: none may panic.
     #[test]
     fn malformed_objects_do_not_panic() {
-        let mutants = [json!(null), json!(-1), json!(1e300), json!("\u{0}\u{fffd}\"\\"), json!([]), json!({}), json!([null]), json!(true)];
+        let mutants = [
+            json!(null),
+            json!(-1),
+            json!(1e300),
+            json!("\u{0}\u{fffd}\"\\"),
+            json!([]),
+            json!({}),
+            json!([null]),
+            json!(true),
+        ];
         let mut paths = Vec::new();
         collect(&sample(), String::new(), &mut paths);
         assert!(paths.len() > 40, "{}", paths.len());

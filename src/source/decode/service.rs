@@ -193,7 +193,10 @@ mod tests {
     #[test]
     fn cluster_ips_follow_the_families() {
         for (changes, expected) in [
-            (json!({"clusterIPs": ["10.0.0.1", "fd00::1"], "ipFamilies": ["IPv4", "IPv6"]}), &["10.0.0.1", "fd00::1"][..]),
+            (
+                json!({"clusterIPs": ["10.0.0.1", "fd00::1"], "ipFamilies": ["IPv4", "IPv6"]}),
+                &["10.0.0.1", "fd00::1"][..],
+            ),
             (json!({"clusterIPs": ["fd00::1", "10.0.0.1"], "ipFamilies": ["IPv6", "IPv4"]}), &["fd00::1", "10.0.0.1"]),
             (json!({"clusterIPs": ["10.0.0.1", "fd00::1"], "ipFamilies": ["IPv4"]}), &["10.0.0.1", "fd00::1"]),
             (json!({"clusterIPs": ["10.0.0.2"], "ipFamilies": null}), &["10.96.0.1"]),

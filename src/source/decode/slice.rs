@@ -99,9 +99,9 @@ fn endpoint(
 fn weights(name: &ObjectName, text: &str) -> Vec<(IpAddr, u16)> {
     let mut found = Vec::new();
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-        let read = part.split_once('=').and_then(|(address, weight)| {
-            Some((parse_ip(address.trim())?, weight.trim().parse().ok()?))
-        });
+        let read = part
+            .split_once('=')
+            .and_then(|(address, weight)| Some((parse_ip(address.trim())?, weight.trim().parse().ok()?)));
         match read {
             Some(weight) => found.push(weight),
             None => log::warn!(
