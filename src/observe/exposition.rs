@@ -39,8 +39,11 @@ pub struct Family<M> {
     help: &'static str,
     labels: &'static [&'static str],
     make: fn() -> M,
-    series: RefCell<BTreeMap<Box<[Box<str>]>, Rc<M>>>,
+    series: RefCell<BTreeMap<LabelValues, Rc<M>>>,
 }
+
+/// In the order of the label names.
+type LabelValues = Box<[Box<str>]>;
 
 /// Writes a number as Prometheus' own libraries do, so that bucket bounds are spelled alike everywhere: shortest form,
 /// with an exponent when that is less than −4 or more than 5.
@@ -214,7 +217,7 @@ impl<M: Metric> Family<M> {
     /// When there are more or fewer values than names: a slip of the program, not of its input.
     pub fn with(&self, values: &[&str]) -> Rc<M> {
         assert_eq!(values.len(), self.labels.len(), "labels of {}", self.name);
-        let key: Box<[Box<str>]> = values.iter().map(|value| Box::from(*value)).collect();
+        let key: LabelValues = values.iter().map(|value| Box::from(*value)).collect();
         Rc::clone(self.series.borrow_mut().entry(key).or_insert_with(|| Rc::new((self.make)())))
     }
 
