@@ -12,5 +12,6 @@ pub mod config;
 pub mod kernel;
 pub mod model;
 pub mod nftables;
+pub mod observe;
 pub mod plan;
 pub mod source;
