@@ -3,15 +3,11 @@
 //! Decides between serving and the things that end by themselves; a flag's meaning is the business of `config`. Must
 //! neither print nor exit: whoever calls [`parse`] does that.
 
-mod arguments;
 mod help;
 
 use std::ffi::OsString;
 
-use argh::FromArgs;
-
 use crate::config::Options;
-use crate::config::flags::Flags;
 
 /// The release of Kubernetes whose kube-proxy this one stands in for.
 pub const KUBERNETES_VERSION: &str = "v1.36.2";
@@ -93,21 +89,14 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Exit> 
 }
 
 fn options(words: &[String]) -> Result<Options, Exit> {
-    let pairs = match arguments::pairs(words).map_err(|e| Exit::refused(&e))? {
-        Some(pairs) => pairs,
-        None => return Err(Exit::asked_for(help::text())),
-    };
-    let plain: Vec<&str> = pairs.iter().flat_map(|(name, value)| [&**name, &**value]).collect();
-    let flags = Flags::from_args(&["kube-proxy"], &plain)
-        .map_err(|early| Exit::refused(early.output.trim().trim_start_matches("Error ")))?;
-    match flags.version.as_deref() {
-        Some("true") => return Err(Exit::asked_for(format!("Kubernetes {}", full_version()))),
-        Some("raw") => return Err(Exit::asked_for(raw_version())),
-        None | Some("false") => {}
-        Some(other) => return Err(Exit::refused(&format!("--version: {other:?} is neither true, false nor raw"))),
+    let options = Options::parse(words).map_err(|e| Exit::refused(&e))?;
+    let options = options.ok_or_else(|| Exit::asked_for(help::text()))?;
+    match options.flags.version.as_deref() {
+        Some("true") => Err(Exit::asked_for(format!("Kubernetes {}", full_version()))),
+        Some("raw") => Err(Exit::asked_for(raw_version())),
+        None | Some("false") => Ok(options),
+        Some(other) => Err(Exit::refused(&format!("--version: {other:?} is neither true, false nor raw"))),
     }
-    let given = pairs.into_iter().map(|(name, _)| name[2..].to_owned()).collect();
-    Ok(Options { flags, given })
 }
 
 /// What comes first when several were asked for is upstream's choice (contract 2.6).
@@ -152,7 +141,6 @@ impl Exit {
     }
 
     fn refused(reason: &str) -> Self {
-        let reason = reason.replace('\n', " ");
         Self { code: 1, message: format!("Error: {reason}; see kube-proxy --help"), to_stdout: false }
     }
 }
