@@ -213,6 +213,8 @@ mod tests {
                 "--conntrack-udp-timeout=5",
                 "Error: parsing option '--conntrack-udp-timeout' with value '5': invalid dur",
             ),
+            ("--feature-gates=X", "Error: parsing option '--feature-gates' with value 'X': missing bool value for X"),
+            ("--vmodule=a", "Error: parsing option '--vmodule' with value 'a': \"a\" is not of the form pattern=N"),
             ("--log-json-info-buffer-size=x", "Error: parsing option '--log-json-info-buffer-size' with value 'x'"),
             ("--version=v9", "Error: --version: \"v9\" is neither true, false nor raw"),
         ] {

@@ -30,7 +30,7 @@ pub struct Options {
 pub struct Loaded {
     /// What to do.
     pub config: Config,
-    /// The same as it is shown to the outside: see [`to_yaml`] and [`to_configz`].
+    /// The same as it is shown to the outside: see [`super::to_yaml`] and [`super::to_configz`].
     pub effective: RawConfig,
     /// The file it came from, which upstream watches for changes.
     pub file: Option<PathBuf>,
@@ -82,16 +82,19 @@ impl Options {
     pub(super) fn load_with_default(&self, default: &Path) -> Result<Loaded, String> {
         let failed = |e: String| format!("failed complete: {e}");
         let file = self.file(default);
-        let document = file.as_deref().map(read_file).transpose().map_err(failed)?;
-        let (mut raw, places, mut warnings) = match document {
-            Some(Document { raw, places, warnings }) => (raw, Some(places), warnings),
-            None => (overrides::from_flags(&self.flags).map_err(failed)?, None, Vec::new()),
+        let (mut raw, places, mut warnings) = match &file {
+            Some(path) => {
+                let Document { mut raw, places, warnings } = read_file(path).map_err(failed)?;
+                check_host_name(&self.flags, &raw.hostname_override).map_err(failed)?;
+                overrides::beside_file(&mut raw, &self.flags);
+                (raw, Some(places), warnings)
+            }
+            None => {
+                check_host_name(&self.flags, "").map_err(failed)?;
+                (overrides::from_flags(&self.flags), None, Vec::new())
+            }
         };
         let places = places.as_ref();
-        overrides::beside_file(&mut raw, &self.flags).map_err(failed)?;
-        if !raw.hostname_override.is_empty() && raw.hostname_override.trim().is_empty() {
-            return Err("empty hostname is invalid: hostnameOverride is nothing but blanks".to_owned());
-        }
         let mut notes: Vec<String> = defaults::settle(&mut raw).into_iter().collect();
         let (gates, gate_notes) =
             Gates::new(&raw.feature_gates).map_err(|refused| failed(refused.describe(places, &raw.mode)))?;
@@ -105,16 +108,11 @@ impl Options {
         let config = check::check(&raw, gates)
             .map_err(|refused| format!("failed validate: {}", refused.describe(places, &raw.mode)))?;
         let effective = write::effective(&raw, config.mode);
-        let flags =
-            flagz::list(&self.flags, &if file.is_some() { self.as_configuration()? } else { effective.clone() });
+        let flags = match file {
+            Some(_) => flagz::list(&self.flags, &overrides::from_flags(&self.flags)),
+            None => flagz::list(&self.flags, &effective),
+        };
         Ok(Loaded { config, effective, file, flags, warnings, notes })
-    }
-
-    /// What the flags would amount to if there were no file.
-    fn as_configuration(&self) -> Result<RawConfig, String> {
-        let mut raw = overrides::from_flags(&self.flags)?;
-        overrides::beside_file(&mut raw, &self.flags)?;
-        Ok(raw)
     }
 
     /// What a flag said has no place in the file.
@@ -151,6 +149,16 @@ fn read_file(path: &Path) -> Result<Document, String> {
     let mut document = read::read(&name, &text).map_err(|e| format!("failed to decode: {e}"))?;
     defaults::fill(&mut document.raw);
     Ok(document)
+}
+
+/// A name of nothing but blanks is not the same as none (contract 1, 3.1).
+fn check_host_name(flags: &Flags, in_file: &str) -> Result<(), String> {
+    let blank = |name: &str| !name.is_empty() && name.trim().is_empty();
+    match flags.hostname_override.as_deref().unwrap_or_default() {
+        name if blank(name) => Err("empty hostname-override is invalid".to_owned()),
+        "" if blank(in_file) => Err("empty hostname is invalid".to_owned()),
+        _ => Ok(()),
+    }
 }
 
 fn named<'a>(what: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {

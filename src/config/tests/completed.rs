@@ -78,7 +78,7 @@ fn files_are_completed_by_upstreams_rules() {
         ("mode: nftables\niptables: {masqueradeAll: true}\n", "/iptables/masqueradeAll", "false"),
         ("mode: ipvs\nnftables: {masqueradeAll: true}\n", "/nftables/masqueradeAll", "false"),
         ("conntrack: {maxPerCore: 0, tcpCloseWaitTimeout: 0s}\n", "/conntrack/maxPerCore", "0"),
-        ("clientConnection: {qps: -1}\n", "/clientConnection/qps", "-1.0"),
+        ("clientConnection: {qps: -1}\n", "/clientConnection/qps", "-1"),
         ("winkernel: {networkName: x}\n", "/winkernel/networkName", "x"),
         ("detectLocalMode: ''\n", "/detectLocalMode", "ClusterCIDR"),
     ] {

@@ -108,8 +108,11 @@ fn only_some_flags_have_a_say_beside_a_file() {
         ("", "/logging/verbosity", "1"),
         ("-v=4", "/logging/verbosity", "4"),
         ("-v=0", "/logging/verbosity", "0"),
-        ("--vmodule=a=1", "/logging/vmodule/0/filePattern", "a"),
-        ("--vmodule=a=1", "/logging/vmodule/1/filePattern", "b"),
+        (
+            "--vmodule=a=1",
+            "/logging/vmodule",
+            r#"[{"filePattern":"a","verbosity":1},{"filePattern":"b","verbosity":2}]"#,
+        ),
         ("--log-flush-frequency=1s", "/logging/flushFrequency", "1s"),
         ("--proxy-mode=nftables", "/mode", "ipvs"),
         ("--oom-score-adj=7", "/oomScoreAdj", "-1"),
