@@ -8,6 +8,7 @@ mod help;
 use std::ffi::OsString;
 
 use crate::config::Options;
+use crate::config::flags::parse_bool;
 
 /// The release of Kubernetes whose kube-proxy this one stands in for.
 pub const KUBERNETES_VERSION: &str = "v1.36.2";
@@ -91,11 +92,14 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Exit> 
 fn options(words: &[String]) -> Result<Options, Exit> {
     let options = Options::parse(words).map_err(|e| Exit::refused(&e))?;
     let options = options.ok_or_else(|| Exit::asked_for(help::text()))?;
-    match options.flags.version.as_deref() {
-        Some("true") => Err(Exit::asked_for(format!("Kubernetes {}", full_version()))),
-        Some("raw") => Err(Exit::asked_for(raw_version())),
-        None | Some("false") => Ok(options),
-        Some(other) => Err(Exit::refused(&format!("--version: {other:?} is neither true, false nor raw"))),
+    match options.flags.version.as_deref().unwrap_or("false") {
+        "raw" => Err(Exit::asked_for(raw_version())),
+        stated if stated.starts_with('v') => Ok(options),
+        text => match parse_bool(text) {
+            Ok(true) => Err(Exit::asked_for(format!("Kubernetes {}", full_version()))),
+            Ok(false) => Ok(options),
+            Err(e) => Err(Exit::refused(&format!("--version: {e}, nor raw"))),
+        },
     }
 }
 
@@ -169,6 +173,7 @@ mod tests {
             ("doctor", "Doctor { json: false"),
             ("doctor --json --config=/c", "Doctor { json: true"),
             ("--version=false", "Run"),
+            ("--version=v1.36.9", "Run"),
         ] {
             let command = format!("{:?}", read(line).expect(line));
             assert!(command.starts_with(expected), "{line}: {command}");
@@ -183,6 +188,7 @@ mod tests {
             ("doctor --help", "Usage: kube-proxy [flags]"),
             ("--version", "Kubernetes v1.36."),
             ("--version=true", "Kubernetes v1.36."),
+            ("--version=1", "Kubernetes v1.36."),
             ("--version=raw", "version.Info{Major:\"1\", Minor:\"36\", GitVersion:\"v1.36."),
         ] {
             let exit = read(line).expect_err(line);
@@ -216,7 +222,7 @@ mod tests {
             ("--feature-gates=X", "Error: parsing option '--feature-gates' with value 'X': missing bool value for X"),
             ("--vmodule=a", "Error: parsing option '--vmodule' with value 'a': \"a\" is not of the form pattern=N"),
             ("--log-json-info-buffer-size=x", "Error: parsing option '--log-json-info-buffer-size' with value 'x'"),
-            ("--version=v9", "Error: --version: \"v9\" is neither true, false nor raw"),
+            ("--version=9", "Error: --version: \"9\" is neither true nor false, nor raw"),
         ] {
             let exit = read(line).expect_err(line);
             assert!(exit.code == 1 && !exit.to_stdout && exit.message.starts_with(expected), "{line}: {exit:?}");

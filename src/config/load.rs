@@ -131,8 +131,11 @@ impl Options {
     }
 
     fn without_effect(&self) -> Option<String> {
-        let json = self.flags.kube_api_content_type.as_deref() == Some("application/json");
-        let idle = |name: &&str| WITHOUT_EFFECT.contains(name) && !(json && *name == "kube-api-content-type");
+        let idle = |name: &&str| match *name {
+            "kube-api-content-type" => self.flags.kube_api_content_type.as_deref() != Some("application/json"),
+            "version" => self.flags.version.as_deref().is_some_and(|version| version.starts_with('v')),
+            name => WITHOUT_EFFECT.contains(&name),
+        };
         named("flags that have no effect here", self.given.iter().map(String::as_str).filter(idle))
     }
 
