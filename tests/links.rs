@@ -30,7 +30,7 @@ fn addresses_are_those_that_ip_added() {
             let ip: IpAddr = address.parse().unwrap();
             let entry =
                 found.iter().find(|entry| entry.address == ip).unwrap_or_else(|| panic!("{address}: {found:?}"));
-            assert_eq!((entry.interface.as_str(), entry.prefix, entry.scope), (interface, prefix, scope), "{address}");
+            assert_eq!((&*entry.interface, entry.prefix, entry.scope), (interface, prefix, scope), "{address}");
         }
     });
 }

@@ -2,7 +2,7 @@
 
 mod support;
 
-use kube_proxy::kernel::sysctl::{Conntrack, Root, apply_conntrack};
+use kube_proxy::kernel::sysctl::{Conntrack, Root, apply_conntrack, set_oom_score_adj};
 use support::netns::{isolated, run};
 
 #[test]
@@ -43,5 +43,14 @@ fn a_read_only_proc_is_a_warning_unless_all_is_well_already() {
         let warnings = apply_conntrack(&Root::default(), &other).unwrap();
         assert_eq!(warnings.len(), 2, "{warnings:?}");
         assert!(warnings[0].to_string().contains("Read-only file system"), "{}", warnings[0]);
+    });
+}
+
+#[test]
+fn the_kernel_is_told_when_to_kill_us() {
+    isolated("the_kernel_is_told_when_to_kill_us", || {
+        set_oom_score_adj(900).unwrap();
+        assert_eq!(std::fs::read_to_string("/proc/self/oom_score_adj").unwrap().trim(), "900");
+        assert!(set_oom_score_adj(1001).is_err(), "out of range");
     });
 }
