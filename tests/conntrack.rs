@@ -170,6 +170,23 @@ fn ipv6_flows_and_flows_that_were_never_translated_are_found() {
 }
 
 #[test]
+fn a_flow_that_went_meanwhile_is_no_error() {
+    isolated("a_flow_that_went_meanwhile_is_no_error", || {
+        run(RULES);
+        let _clients = [send("192.0.2.1:4001", "10.96.0.10:53"), send("192.0.2.1:4002", "10.96.0.10:53")];
+        let first = |entry: &conntrack::Entry| entry.original.source.port() == 4001;
+        let swept = delete(AddressFamily::Inet, |entry| {
+            if first(entry) {
+                run("conntrack -D -p udp --sport 4001 2>/dev/null");
+            }
+            true
+        });
+        assert_eq!(swept, Swept { seen: 2, deleted: 1 });
+        assert_eq!(list("ipv4", "-p udp"), "");
+    });
+}
+
+#[test]
 fn tcp_connections_are_never_offered() {
     isolated("tcp_connections_are_never_offered", || {
         run(RULES);
