@@ -31,8 +31,15 @@ const RULES: &str = "
     }
 END";
 
+/// A socket that waits for packets, but not for ever, so that a failure is not a hang.
+fn bind(address: &str) -> UdpSocket {
+    let socket = UdpSocket::bind(address).expect("the address was added");
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    socket
+}
+
 fn send(from: &str, to: &str) -> UdpSocket {
-    let socket = UdpSocket::bind(from).expect("the address was added");
+    let socket = bind(from);
     socket.send_to(b"x", to).expect("everything is local");
     socket
 }
@@ -49,7 +56,7 @@ fn list(family: &str, filter: &str) -> String {
 fn exactly_the_chosen_flows_are_deleted() {
     isolated("exactly_the_chosen_flows_are_deleted", || {
         run(RULES);
-        let first = UdpSocket::bind("10.244.0.1:5353").unwrap();
+        let first = bind("10.244.0.1:5353");
         let clients = [
             send("192.0.2.1:4001", "10.96.0.10:53"),
             send("192.0.2.1:4002", "10.96.0.11:53"),
@@ -74,7 +81,7 @@ fn exactly_the_chosen_flows_are_deleted() {
         // The next packet of the same client is tracked anew and follows the rule of now.
         run("nft flush chain inet t output
              nft add rule inet t output ip daddr 10.96.0.10 udp dport 53 dnat ip to 10.244.0.2:5353");
-        let second = UdpSocket::bind("10.244.0.2:5353").unwrap();
+        let second = bind("10.244.0.2:5353");
         clients[0].send_to(b"y", "10.96.0.10:53").unwrap();
         let mut buffer = [0; 8];
         assert_eq!(first.recv(&mut buffer).unwrap(), 1);
@@ -115,9 +122,7 @@ fn dns(serving: &[&str]) -> PortPlan {
 fn clients_follow_when_the_plan_changes() {
     isolated("clients_follow_when_the_plan_changes", || {
         run(RULES);
-        let endpoints = ["10.244.0.1:5353", "10.244.0.2:5353"].map(|address| UdpSocket::bind(address).unwrap());
-        // Only so that a failure is not a hang.
-        endpoints.iter().for_each(|endpoint| endpoint.set_read_timeout(Some(Duration::from_secs(20))).unwrap());
+        let endpoints = ["10.244.0.1:5353", "10.244.0.2:5353"].map(bind);
         // One client of the ClusterIP; one that found the NodePort closed, so far; one of somebody else.
         let clients = [
             send("192.0.2.1:4001", "10.96.0.10:53"),
@@ -232,7 +237,7 @@ fn sweep_half_of(size: u32) {
     let listener = TcpListener::bind("10.244.0.1:80").unwrap();
     let _open = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let _other = send("[fd00::1]:4002", "[fd00::10]:53");
-    let client = UdpSocket::bind("192.0.2.1:4001").unwrap();
+    let client = bind("192.0.2.1:4001");
     for n in 0..size / 2 {
         for port in [53, 54] {
             let to = format!("10.128.{}.{}:{port}", n / 250, n % 250 + 1);
