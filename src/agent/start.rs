@@ -119,7 +119,12 @@ pub fn dry_run(options: &Options, loaded: &Loaded) -> Result<String, String> {
             let mut ledger = crate::plan::Ledger::new(family);
             let names: Vec<_> = setup.store.services().cloned().collect();
             let plans = ledger.plan(&setup.store, &here, names);
-            objects.extend(nftables::show(&facts, &plans));
+            let (shown, set_aside) = nftables::show(&facts, &plans);
+            objects.extend(shown);
+            set_aside
+                .iter()
+                .for_each(|(port, reason)| log::error!("Service port {port} cannot be programmed: {reason}"));
+            ledger.take_clashes().iter().for_each(|clash| log::warn!("{clash}"));
         }
         serde_json::to_string(&serde_json::json!({ "nftables": objects })).map_err(|error| error.to_string())
     };

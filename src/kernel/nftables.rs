@@ -24,6 +24,7 @@ const NEWCHAIN: u16 = 3;
 const GETCHAIN: u16 = 4;
 const DELCHAIN: u16 = 5;
 const NEWRULE: u16 = 6;
+const GETRULE: u16 = 7;
 const DELRULE: u16 = 8;
 const NEWSET: u16 = 9;
 const GETSET: u16 = 10;
@@ -675,6 +676,19 @@ impl Nftables {
             }
         })?;
         Ok(chains)
+    }
+
+    /// How many rules a table has.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn rules(&mut self, family: TableFamily, table: &str) -> io::Result<usize> {
+        let mut rules = 0;
+        let mut request = Buffer::new();
+        request.message(subsystem(GETRULE), DUMP, self.next(), &family.header());
+        request.text(RULE_TABLE, table);
+        found(self.socket.request(&request, |_| rules += 1))?;
+        Ok(rules)
     }
 
     /// The sets and maps of a table.

@@ -77,7 +77,7 @@ impl Class {
     /// remembered; when there is no room to remember it, the last rule still balances.
     fn sticky_rules(&self, family: Family, seconds: u32) -> Vec<Vec<Step>> {
         let slots = if self.local { "local-slots" } else { "slots" };
-        let client = || concat([address_field(family, "saddr"), and(priority(), NUMBER_MASK)]);
+        let client = || concat([address_field(family, "saddr"), and(priority(), classid(NUMBER_MASK))]);
         let known = concat([address_field(family, "saddr"), priority()]);
         vec![
             vec![only_number()],
@@ -110,7 +110,7 @@ fn priority() -> Value {
 
 /// Removes class or slot, leaves the number of the Service port.
 fn only_number() -> Step {
-    set(MetaKey::Priority, and(priority(), NUMBER_MASK))
+    set(MetaKey::Priority, and(priority(), classid(NUMBER_MASK)))
 }
 
 // === impl Classes ===
@@ -133,6 +133,11 @@ impl Classes {
         let index = key >> NUMBER_BITS;
         self.highest = self.highest.max(index);
         key == index << NUMBER_BITS && index != NO_CLASS && self.indices.insert(class, index).is_none()
+    }
+
+    /// All classes.
+    pub fn known(&self) -> impl Iterator<Item = &Class> {
+        self.indices.keys()
     }
 
     /// The classes that came up since this was last asked, with their indices.

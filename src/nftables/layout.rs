@@ -191,7 +191,10 @@ pub fn inner_chains(facts: &NodeFacts) -> Vec<Chain> {
         w.chain("external", vec![vec![w.ask_for_masquerade(), goto("dispatch")]]),
         w.chain("external-local", w.local_policy(w.vip(), Set::External)),
         w.chain("node-port-local", w.local_policy(port(), Set::NodePorts)),
-        w.chain("dispatch", vec![vec![vmap(and(meta(MetaKey::Priority), !NUMBER_MASK), w.name(Set::Classes))]]),
+        w.chain(
+            "dispatch",
+            vec![vec![vmap(and(meta(MetaKey::Priority), classid(!NUMBER_MASK)), w.name(Set::Classes))]],
+        ),
         w.chain(
             "firewall",
             vec![vec![
@@ -230,7 +233,7 @@ pub fn inner_chains(facts: &NodeFacts) -> Vec<Chain> {
             "masquerading",
             vec![
                 vec![
-                    is_not(and(meta(MetaKey::Mark), facts.masquerade_mark), number(0)),
+                    is_not(and(meta(MetaKey::Mark), number(facts.masquerade_mark)), number(0)),
                     set(MetaKey::Mark, xor(meta(MetaKey::Mark), facts.masquerade_mark)),
                     masquerade(),
                 ],
@@ -274,7 +277,7 @@ pub fn base_chains() -> Vec<Chain> {
             OUTPUT,
             0,
             vec![
-                vec![is_new(), is_dnatted(), set(MetaKey::Priority, number(0))],
+                vec![is_new(), is_dnatted(), set(MetaKey::Priority, classid(0))],
                 vec![is_new(), jump("service-check")],
                 vec![is_new(), jump("cluster-ip-check")],
             ],

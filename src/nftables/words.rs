@@ -50,8 +50,8 @@ pub fn map(key: Value, name: &str) -> Value {
 }
 
 /// `VALUE & MASK`.
-pub fn and(value: Value, mask: u32) -> Value {
-    Expression::BinaryOperation(Box::new(BinaryOperation::AND(value, Expression::Number(mask))))
+pub fn and(value: Value, mask: Value) -> Value {
+    Expression::BinaryOperation(Box::new(BinaryOperation::AND(value, mask)))
 }
 
 /// `VALUE | BITS`.
@@ -166,6 +166,16 @@ pub fn text(value: impl Into<Cow<'static, str>>) -> Value {
 /// A constant number.
 pub fn number(value: u32) -> Value {
     Expression::Number(value)
+}
+
+/// A constant of the kind that `meta priority` holds, as nft writes it.
+pub fn classid(value: u32) -> Value {
+    text(classid_text(value))
+}
+
+/// How nft writes a value of `meta priority`: two hexadecimal halves.
+pub fn classid_text(value: u32) -> String {
+    if value == 0 { "none".to_owned() } else { format!("{:x}:{:x}", value >> 16, value & 0xffff) }
 }
 
 /// `10.244.0.0/16`; a range of one host is written as its address, as nft does.

@@ -5,3 +5,5 @@ pub mod apiserver;
 pub mod certificates;
 pub mod follower;
 pub mod netns;
+pub mod plans;
+pub mod reader;
