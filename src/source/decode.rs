@@ -168,11 +168,10 @@ impl Decoder {
         (Event::EndpointSlice(name, slice), object.metadata.resource_version.to_string())
     }
 
-    /// Whatever the server was asked for, only our own node is of interest: others read as nothing.
+    /// Whose node it is was decided by what was asked for.
     fn node(&mut self, object: ApiNode, gone: bool) -> (Event, String) {
         let version = object.metadata.resource_version.clone().unwrap_or_default();
-        let ours = object.metadata.name.as_deref() == Some(&*self.node_name);
-        (Event::Node((ours && !gone).then(|| node(object))), version)
+        (Event::Node((!gone).then(|| node(object))), version)
     }
 
     fn service_cidr(&mut self, object: ApiServiceCidr, gone: bool) -> (Event, String) {
@@ -324,15 +323,13 @@ mod tests {
     }
 
     #[test]
-    fn nodes_have_internal_addresses_first_and_others_are_not_ours() {
+    fn nodes_have_internal_addresses_first() {
         let Ok(Event::Node(Some(node))) = Decoder::new("a").object(Kind::Node, &sample().to_string()) else {
             panic!("our node is read");
         };
         assert_eq!(node.addresses, ["10.2.0.1", "192.0.2.1"].map(|text| text.parse::<IpAddr>().unwrap()));
         assert_eq!(node.pod_cidrs, ["10.1.0.0/24".parse().unwrap()]);
         assert_eq!((node.zone.as_deref(), node.eligible, &*node.uid), (Some("z"), true, "u"));
-        let other = Decoder::new("b").object(Kind::Node, &sample().to_string());
-        assert!(matches!(other, Ok(Event::Node(None))));
     }
 
     #[test]

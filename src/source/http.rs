@@ -1,9 +1,8 @@
-//! Requests to the API server: plain ones over a connection that is kept, and streams with a connection each.
+//! Requests to the API server: plain ones, a series of them over one connection, and streams with a connection each.
 //!
 //! Knows status codes and time limits, nothing of what is asked or answered. Compression is not asked for: API servers
 //! never compress watches, and what is big comes by watch.
 
-use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
@@ -64,8 +63,12 @@ pub struct Client {
     user_agent: HeaderValue,
     authority: String,
     observer: Option<Observer>,
-    /// The connection that carried the last plain request.
-    idle: RefCell<Option<Connection>>,
+}
+
+/// Plain requests, one after another, over one connection as long as the server keeps it open.
+pub(super) struct Session<'c> {
+    client: &'c Client,
+    kept: Option<Connection>,
 }
 
 /// An answer that keeps coming.
@@ -117,7 +120,7 @@ impl Client {
     /// A client that has not connected yet.
     pub fn new(access: Access, limits: Limits, observer: Option<Observer>) -> Self {
         let authority = access.server().authority();
-        Self { access, limits, user_agent: user_agent(), authority, observer, idle: RefCell::new(None) }
+        Self { access, limits, user_agent: user_agent(), authority, observer }
     }
 
     /// What it was made with.
@@ -135,15 +138,7 @@ impl Client {
     /// # Errors
     /// When there is no answer, or one that is not 2xx.
     pub async fn get(&self, path: &str) -> Result<Vec<u8>, Error> {
-        self.plain(Method::GET, path, Bytes::new()).await.map(|(_, body)| body)
-    }
-
-    /// Creates an object from JSON.
-    ///
-    /// # Errors
-    /// When there is no answer, or one that is not 2xx.
-    pub async fn post(&self, path: &str, json: Vec<u8>) -> Result<(), Error> {
-        self.plain(Method::POST, path, json.into()).await.map(|_| ())
+        self.session().get(path).await
     }
 
     /// The server's clock, to the second.
@@ -151,7 +146,7 @@ impl Client {
     /// # Errors
     /// When there is no answer, or one without a date.
     pub async fn server_time(&self) -> Result<SystemTime, Error> {
-        let (headers, _) = self.plain(Method::GET, "/version", Bytes::new()).await?;
+        let (headers, _) = self.session().request(Method::GET, "/version", Bytes::new()).await?;
         let date = headers.get(DATE).and_then(|date| date.to_str().ok());
         date.and_then(|date| httpdate::parse_http_date(date).ok())
             .ok_or_else(|| self.unreachable(&"its answer has no date"))
@@ -170,35 +165,9 @@ impl Client {
         Err(self.refusal(connection, response).await)
     }
 
-    async fn plain(&self, method: Method, path: &str, body: Bytes) -> Result<(HeaderMap, Vec<u8>), Error> {
-        let (mut connection, response) = self.send_kept(&method, path, &body).await?;
-        if !response.status().is_success() {
-            return Err(self.refusal(connection, response).await);
-        }
-        let (head, mut incoming) = response.into_parts();
-        let bytes = self.read_all(&mut connection, &mut incoming, LARGEST_BODY).await?;
-        if connection.reusable(&incoming) {
-            self.idle.replace(Some(connection));
-        }
-        Ok((head.headers, bytes))
-    }
-
-    /// Uses the kept connection if it still works; the server may have closed it in the meantime.
-    async fn send_kept(
-        &self,
-        method: &Method,
-        path: &str,
-        body: &Bytes,
-    ) -> Result<(Connection, Response<Incoming>), Error> {
-        let kept = self.idle.take();
-        if let Some(mut connection) = kept
-            && let Ok(response) = self.send(&mut connection, method, path, body).await
-        {
-            return Ok((connection, response));
-        }
-        let mut connection = self.connect().await?;
-        let response = self.send(&mut connection, method, path, body).await?;
-        Ok((connection, response))
+    /// Begins a series of plain requests.
+    pub(super) fn session(&self) -> Session<'_> {
+        Session { client: self, kept: None }
     }
 
     async fn connect(&self) -> Result<Connection, Error> {
@@ -296,6 +265,49 @@ fn user_agent() -> HeaderValue {
     HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("kube-proxy"))
 }
 
+// === impl Session ===
+
+impl Session<'_> {
+    /// Reads something small enough to be held in memory at once.
+    pub async fn get(&mut self, path: &str) -> Result<Vec<u8>, Error> {
+        self.request(Method::GET, path, Bytes::new()).await.map(|(_, body)| body)
+    }
+
+    /// Creates an object from JSON.
+    pub async fn post(&mut self, path: &str, json: Vec<u8>) -> Result<(), Error> {
+        self.request(Method::POST, path, json.into()).await.map(|_| ())
+    }
+
+    async fn request(&mut self, method: Method, path: &str, body: Bytes) -> Result<(HeaderMap, Vec<u8>), Error> {
+        let client = self.client;
+        let (mut connection, response) = self.send(&method, path, &body).await?;
+        if !response.status().is_success() {
+            return Err(client.refusal(connection, response).await);
+        }
+        let (head, mut incoming) = response.into_parts();
+        let bytes = client.read_all(&mut connection, &mut incoming, LARGEST_BODY).await?;
+        self.kept = connection.reusable(&incoming).then_some(connection);
+        Ok((head.headers, bytes))
+    }
+
+    /// Uses the kept connection if it still works: the server may have closed it in the meantime.
+    async fn send(
+        &mut self,
+        method: &Method,
+        path: &str,
+        body: &Bytes,
+    ) -> Result<(Connection, Response<Incoming>), Error> {
+        if let Some(mut connection) = self.kept.take()
+            && let Ok(response) = self.client.send(&mut connection, method, path, body).await
+        {
+            return Ok((connection, response));
+        }
+        let mut connection = self.client.connect().await?;
+        let response = self.client.send(&mut connection, method, path, body).await?;
+        Ok((connection, response))
+    }
+}
+
 // === impl Stream ===
 
 impl Stream {
@@ -385,5 +397,42 @@ impl fmt::Display for Chain<'_> {
             cause = error.source();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(code: u16, retry_after: Option<&'static str>, body: &str) -> Refusal {
+        let mut headers = HeaderMap::new();
+        if let Some(seconds) = retry_after {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static(seconds));
+        }
+        Refusal::new(StatusCode::from_u16(code).unwrap(), &headers, body.as_bytes())
+    }
+
+    #[test]
+    fn refusals_are_understood_whoever_wrote_them() {
+        let status = r#"{"kind":"Status","code":500,"message":"busy","details":{"retryAfterSeconds":3}}"#;
+        for (retry_after, body, message, expected) in [
+            (None, status, "busy", Some(3)),
+            (Some("7"), status, "busy", Some(7)),
+            (Some(" 1 "), "upstream is down\nand so on", "upstream is down", Some(1)),
+            (Some("Tue, 02 Jan 2024 03:04:05 GMT"), "", "", None),
+            (None, "{", "{", None),
+        ] {
+            let refusal = refusal(429, retry_after, body);
+            assert_eq!((refusal.code, &*refusal.message), (429, message));
+            assert_eq!(refusal.retry_after, expected.map(Duration::from_secs), "{retry_after:?} {body}");
+        }
+    }
+
+    #[test]
+    fn refusals_say_how_to_mend_them() {
+        for (code, hint) in [(401, "check the token"), (403, "ClusterRole system:node-proxier")] {
+            let text = refusal(code, None, "two\nlines").to_string();
+            assert!(text.contains(hint) && !text.contains('\n'), "{text}");
+        }
     }
 }

@@ -51,8 +51,9 @@ impl Client {
         let namespace = event.metadata.namespace.clone().unwrap_or_default();
         let path = format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events");
         let body = serde_json::to_vec(&event).expect("an event has only strings and times, which are valid JSON");
+        let mut session = self.session();
         for attempt in 1..=ATTEMPTS {
-            match self.post(&path, body.clone()).await {
+            match session.post(&path, body.clone()).await {
                 Ok(()) => return,
                 // It arrived, only the answer did not.
                 Err(Error::Refused(refusal)) if refusal.code == 409 => return,

@@ -539,9 +539,10 @@ fn send(wire: &mut Wire, change: &str, object: &Value, piece: usize) -> io::Resu
     // The type comes first, as real servers write it.
     let line = format!("{{\"type\":\"{change}\",\"object\":{object}}}\n");
     for part in line.as_bytes().chunks(piece) {
-        write!(wire, "{:x}\r\n", part.len())?;
-        wire.write_all(part)?;
-        wire.write_all(b"\r\n")?;
+        let mut chunk = format!("{:x}\r\n", part.len()).into_bytes();
+        chunk.extend_from_slice(part);
+        chunk.extend_from_slice(b"\r\n");
+        wire.write_all(&chunk)?;
         wire.flush()?;
     }
     Ok(())
