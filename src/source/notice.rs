@@ -9,7 +9,8 @@ use k8s_openapi::api::events::v1::Event as ApiEvent;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 
-use super::http::{Client, Error};
+use super::http::Client;
+use super::refusal::Error;
 use crate::model::ObjectName;
 
 /// Attempts to send one event, and the time between them (contract 15.3).

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use smol::channel::Sender;
 
 use super::decode::{BadObject, Decoder, Line};
-use super::http::{Client, Error, Refusal, Stream};
+use super::http::{Client, Stream};
 use super::lines::Lines;
+use super::refusal::{Error, Refusal};
 use super::trouble::{Backoff, Troubles};
 use crate::model::{Event, Kind};
 
