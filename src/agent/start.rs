@@ -26,7 +26,8 @@ use crate::nftables;
 use crate::observe::exposition::Counter;
 use crate::observe::health::Health;
 use crate::observe::http;
-use crate::observe::metrics::{Build, Metrics, RestRequest};
+use crate::observe::metrics::{Metrics, RestRequest};
+use crate::observe::scrape::{Build, Traffic};
 use crate::observe::pages::Pages;
 use crate::observe::service_health::ServiceHealth;
 use crate::observe::{systemd, time};
@@ -327,7 +328,7 @@ fn expose_traffic(metrics: &Metrics, proxies: &[Rc<RefCell<Proxy>>]) {
         for proxy in &proxies {
             let family = proxy.borrow().family();
             for (port, packets, bytes) in proxy.borrow_mut().traffic() {
-                each(crate::observe::metrics::Traffic { port: &port, family, packets, bytes });
+                each(Traffic { port: &port, family, packets, bytes });
             }
         }
     }));
