@@ -7,6 +7,7 @@
 
 pub mod backend;
 pub mod config;
+pub mod iptables;
 pub mod kernel;
 pub mod model;
 pub mod nftables;

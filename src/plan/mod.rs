@@ -93,6 +93,8 @@ pub struct ServicePlan {
     pub name: ObjectName,
     /// All its ports in this family.
     pub ports: Vec<PortPlan>,
+    /// Port on which the node says how many local endpoints it has: packets to it must get in.
+    pub health_check_node_port: Option<u16>,
 }
 
 /// Facts about the node and its configuration that shape the rules shared by all Services, for one family.
