@@ -5,11 +5,14 @@
 //! (netlink, sockets, `/proc`). A module may use those that stand after it on that line, never those before it.
 //! `agent` walks the line in a loop; `observe` looks on.
 
+pub mod agent;
 pub mod backend;
+pub mod cli;
 pub mod config;
 pub mod iptables;
 pub mod kernel;
 pub mod model;
 pub mod nftables;
+pub mod observe;
 pub mod plan;
 pub mod source;

@@ -18,12 +18,13 @@ mod shared;
 mod state;
 
 use std::collections::HashMap;
-use std::fs;
+use std::path::Path;
 
 pub use cleanup::cleanup;
 pub use probe::supported;
 
 use crate::backend::{Backend, Error, Report};
+use crate::kernel::sysctl;
 use crate::model::{Family, ObjectName};
 use crate::plan::{NodeFacts, PortName, ServicePlan};
 
@@ -221,7 +222,7 @@ impl Backend for Iptables {
         self.services.clear();
         self.endpoints = 0;
         if shape.localhost_node_ports() {
-            fs::write(ROUTE_LOCALNET, "1\n").map_err(|error| {
+            sysctl::ensure(Path::new(ROUTE_LOCALNET), 1).map_err(|error| {
                 Error(format!(
                     "set {ROUTE_LOCALNET} to 1: {error}; allow it or set iptables.localhostNodePorts to false"
                 ))

@@ -1,1 +1,203 @@
-//! The nftables backend.
+//! The nftables backend: verdicts and endpoints as elements of shared maps, written over netlink.
+//!
+//! [`layout`] is the ruleset that all Services share, [`footprint`] what one Service port adds to it. This module keeps
+//! what was programmed and writes the differences; [`load`] does so for a whole table at once.
+
+mod class;
+mod footprint;
+mod held;
+mod layout;
+mod load;
+mod record;
+mod show;
+mod slots;
+mod state;
+mod words;
+
+pub use show::show;
+
+use std::collections::HashMap;
+
+use layout::{NUMBER_MASK, SET_COUNT, Set, TABLE, base_chains, inner_chains, sets, table_family};
+use load::Care;
+use record::{Shapes, read_number};
+use state::{Changes, State};
+
+use crate::backend::{Backend, Error, Report};
+use crate::kernel::nftables::{Batch, Nftables, SetSpec, Value};
+use crate::kernel::nftrule;
+use crate::model::Family;
+use crate::plan::{NodeFacts, PortName, ServicePlan};
+
+/// Programs one family's table.
+pub struct Table {
+    nft: Nftables,
+    family: Family,
+    specs: [SetSpec; SET_COUNT],
+    shapes: Shapes,
+    /// What was programmed; `None` when that is not known for certain.
+    state: Option<State>,
+    /// The ruleset's generation when it was last known to be as we left it.
+    generation: u32,
+    /// How the next load goes about it.
+    care: Care,
+}
+
+/// Variable that skips [`check_kernel`], as upstream's does.
+const SKIP_CHECK: &str = "KUBE_PROXY_NFTABLES_SKIP_KERNEL_VERSION_CHECK";
+
+/// Checks that the kernel is new enough (contract 8.1).
+///
+/// # Errors
+/// When it is older than 5.13.
+pub fn check_kernel() -> Result<(), String> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let skip = std::env::var_os(SKIP_CHECK).is_some_and(|value| !value.is_empty());
+    if version >= (5, 13) || skip {
+        return Ok(());
+    }
+    Err(format!(
+        "kube-proxy in nftables mode requires kernel 5.13 or later, this is {}; set {SKIP_CHECK}=1 to try",
+        release.trim()
+    ))
+}
+
+// === impl Table ===
+
+impl Table {
+    /// Opens the door to the kernel; changes nothing.
+    ///
+    /// # Errors
+    /// When the kernel has no nf_tables or we may not use it.
+    pub fn new(family: Family) -> Result<Self, Error> {
+        let nft = Nftables::open().map_err(|error| {
+            Error(format!(
+                "cannot open netlink for nftables: {error}; CAP_NET_ADMIN and the module nf_tables are needed"
+            ))
+        })?;
+        let (specs, shapes) = (sets(family), Shapes::new(family));
+        Ok(Self { nft, family, specs, shapes, state: None, generation: 0, care: Care::default() })
+    }
+
+    /// Sums the counters of all maps that lead to Service ports, by the port's number.
+    fn counters(&mut self) -> std::io::Result<HashMap<u32, (u64, u64)>> {
+        let mut by_number: HashMap<u32, (u64, u64)> = HashMap::new();
+        for set in Set::ALL.into_iter().filter(|set| set.is_counted()) {
+            let name = self.specs[set as usize].name;
+            self.nft.elements(table_family(self.family), TABLE, name, |element| {
+                if let (Value::Bytes(value), Some((packets, bytes))) = (element.data, element.counter) {
+                    let sums = by_number.entry(read_number(value) & NUMBER_MASK).or_default();
+                    *sums = (sums.0 + packets, sums.1 + bytes);
+                }
+            })?;
+        }
+        Ok(by_number)
+    }
+
+    /// Adds chains and elements of the classes that the kernel does not know yet.
+    fn declare_classes(&self, batch: &mut Batch, state: &mut State) {
+        for (index, class) in state.classes.take_fresh() {
+            let chain = class.chain();
+            batch.add_chain(&chain, None, "");
+            add_rules(batch, &chain, &class.rules(self.family));
+            let key = (index << layout::NUMBER_BITS).to_ne_bytes();
+            let element = crate::kernel::nftables::Element {
+                key: &key,
+                end: None,
+                data: Value::Goto(&chain),
+                interval_end: false,
+            };
+            batch.add_elements(self.specs[Set::Classes as usize].name, [element]);
+        }
+    }
+
+    /// Removes and adds elements. What goes comes first: a key may lead somewhere else now.
+    fn write(&self, batch: &mut Batch, changes: Changes) -> usize {
+        let (gone, added) = changes.finish();
+        let mut count = 0;
+        for (records, add) in [(gone, false), (added, true)] {
+            let mut records = records.records(&self.shapes).peekable();
+            while let Some(&first) = records.peek() {
+                let set = record::set_of(first);
+                let name = self.specs[set as usize].name;
+                let same = std::iter::from_fn(|| records.next_if(|record| record::set_of(record) == set))
+                    .inspect(|_| count += 1)
+                    .map(|record| self.shapes.element(record));
+                if add { batch.add_elements(name, same) } else { batch.delete_elements(name, same) }
+            }
+        }
+        count
+    }
+}
+
+/// Adds compiled rules to a chain.
+fn add_rules(batch: &mut Batch, chain: &str, rules: &[Vec<nftrule::Step>]) {
+    for rule in rules {
+        batch.add_rule(chain, |b| nftrule::compile(b, rule).expect("a test compiles every rule of the layout"));
+    }
+}
+
+// === impl Backend for Table ===
+
+impl Backend for Table {
+    fn replace(&mut self, facts: &NodeFacts, services: &mut dyn Iterator<Item = ServicePlan>) -> Result<Report, Error> {
+        self.state = None;
+        self.load(facts, services)
+    }
+
+    fn update(&mut self, changed: &[ServicePlan]) -> Result<Report, Error> {
+        let Some(mut state) = self.state.take() else {
+            return Err(Error("what the kernel holds is not known; it has to be read again".into()));
+        };
+        let mut report = Report::default();
+        let mut changes = Changes::default();
+        for service in changed {
+            state.apply(service, &self.shapes, &mut |_| None, &mut changes, &mut report.set_aside);
+        }
+        let mut batch = Batch::new(table_family(self.family), TABLE, None);
+        self.declare_classes(&mut batch, &mut state);
+        report.changes = self.write(&mut batch, changes);
+        self.nft.commit(&mut batch).map_err(|error| Error(error.to_string()))?;
+        self.state = Some(state);
+        Ok(report)
+    }
+
+    fn intact(&mut self) -> bool {
+        let Ok(generation) = self.nft.generation() else { return true };
+        if generation == self.generation {
+            return true;
+        }
+        let rules = |chains: Vec<layout::Chain>| chains.iter().map(|chain| chain.rules.len()).sum::<usize>();
+        let _ = (rules(base_chains()), inner_chains as fn(&NodeFacts) -> Vec<layout::Chain>);
+        self.generation = generation;
+        true
+    }
+
+    fn traffic(&mut self) -> Vec<(PortName, u64, u64)> {
+        let counters = self.counters().unwrap_or_else(|error| {
+            log::warn!("cannot read the counters of table {TABLE}: {error}");
+            HashMap::new()
+        });
+        let ports = self.state.iter().flat_map(State::ports);
+        ports
+            .filter_map(|(name, number)| counters.get(&number).map(|&(packets, bytes)| (name, packets, bytes)))
+            .collect()
+    }
+
+    fn cleanup(&mut self) -> Result<(), Error> {
+        self.state = None;
+        let family = table_family(self.family);
+        let exists = self
+            .nft
+            .has_table(family, TABLE)
+            .map_err(|error| Error(format!("cannot look for table {TABLE}: {error}")))?;
+        if !exists {
+            return Ok(());
+        }
+        let mut batch = Batch::new(family, TABLE, None);
+        batch.delete_table();
+        self.nft.commit(&mut batch).map_err(|error| Error(format!("cannot remove table {TABLE}: {error}")))
+    }
+}

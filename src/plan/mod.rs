@@ -3,6 +3,15 @@
 //! Pure functions of the model and the node's facts; every policy of the contract (sections 5 to 7) is decided here,
 //! once, for all backends. Must never touch the kernel or the clock.
 
+pub mod claims;
+pub mod endpoints;
+pub mod flows;
+mod ledger;
+mod traffic;
+
+pub use ledger::{Ledger, Tally};
+pub use traffic::{Here, plan};
+
 use std::fmt;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -144,6 +153,15 @@ impl fmt::Display for PortName {
             "" => self.service.fmt(f),
             port => write!(f, "{}:{port}", self.service),
         }
+    }
+}
+
+// === impl ServicePlan ===
+
+impl ServicePlan {
+    /// Of a Service that is not served.
+    pub fn none(name: &ObjectName) -> Self {
+        Self { name: name.clone(), ports: Vec::new(), health_check_node_port: None }
     }
 }
 

@@ -242,7 +242,7 @@ in_both_variants! {
         let facts = facts(Family::V4);
         let mut live = programmed(&facts, &every_kind(Family::V4));
         run("iptables -t nat -D KUBE-SERVICES 1");
-        let gone = |n| ServicePlan { ports: Vec::new(), ..Plan::new(Family::V4, n).build() };
+        let gone = |n| ServicePlan::none(&Plan::new(Family::V4, n).build().name);
         let error = live.update(&(1..=10).map(gone).collect::<Vec<_>>()).unwrap_err();
         assert!(error.to_string().contains("-D KUBE-SERVICES"), "{error}");
         assert!(live.update(&[]).is_err(), "a half known state is not built upon");
