@@ -326,7 +326,12 @@ fn serve_pages(
                     note,
                 };
                 // The process is about to end: the event gets its chance, but no more.
-                client.post_event(notice).or(async { drop(Timer::after(BIND_RETRY).await) }).await;
+                client
+                    .post_event(notice)
+                    .or(async {
+                        let _ = Timer::after(BIND_RETRY).await;
+                    })
+                    .await;
             }
             // The loop may have ended for another reason.
             let _ = failures.send(failure).await;
