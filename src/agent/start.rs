@@ -17,9 +17,10 @@ use super::pace::Pace;
 use super::signs::{ConfigFile, Signals};
 use super::watchers::{Watchdog, Watchers};
 use super::{Agent, Stop};
-use crate::backend::Backend;
+use crate::backend::{Backend, Error};
 use crate::cli::{KUBERNETES_VERSION, full_version, go_arch};
 use crate::config::{Config, DetectLocal, Loaded, Mode, Options, to_configz};
+use crate::iptables::{self, Iptables};
 use crate::kernel::{links, sysctl};
 use crate::model::{Event, Family, Store};
 use crate::nftables;
@@ -85,7 +86,7 @@ pub fn init_only(options: &Options, loaded: &Loaded) -> Result<(), String> {
         let mut setup = Setup::begin(Rc::clone(&executor), options, loaded)?;
         setup.wait_for_node().await?;
         apply_conntrack(&setup.config)?;
-        for family in families() {
+        for family in families(setup.config.mode) {
             backend(&setup.config, family)?;
             log::info!(ip_family = family.as_str(); "System initialized and --init-only specified");
         }
@@ -114,7 +115,7 @@ pub fn dry_run(options: &Options, loaded: &Loaded) -> Result<String, String> {
         }
         let interfaces = links::addresses().map_err(|error| format!("cannot read the node's addresses: {error}"))?;
         let mut objects = Vec::new();
-        for family in families() {
+        for family in families(setup.config.mode) {
             let facts = facts::facts(family, &setup.config, &setup.store, &addresses, &pod_cidrs, &interfaces);
             let here = facts::here(family, &addresses, setup.store.node());
             let mut ledger = crate::plan::Ledger::new(family);
@@ -139,13 +140,17 @@ pub fn dry_run(options: &Options, loaded: &Loaded) -> Result<String, String> {
 pub fn cleanup() -> Result<(), String> {
     let mut failures = Vec::new();
     for family in Family::ALL {
-        let removed = nftables::Table::new(family).and_then(|mut table| table.cleanup());
-        failures.extend(removed.err().map(|error| error.to_string()));
+        let removed = [remove_nftables(family), iptables::cleanup(family)];
+        failures.extend(removed.into_iter().filter_map(Result::err).map(|error| error.to_string()));
     }
     match &failures[..] {
         [] => Ok(()),
         failures => Err(format!("encountered an error while tearing down rules: {}", failures.join("; "))),
     }
+}
+
+fn remove_nftables(family: Family) -> Result<(), Error> {
+    nftables::Table::new(family).and_then(|mut table| table.cleanup())
 }
 
 async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<Stop, String> {
@@ -171,12 +176,16 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<St
     if let Some(node) = setup.store.node() {
         health.node_eligible(node.eligible);
     }
-    let families = families();
+    let families = families(setup.config.mode);
     for note in setup.config.check_families(addresses.primary, families.len() > 1, &pod_cidrs)? {
         log::warn!("{note}");
     }
     let links = links::Watcher::open().map_err(|error| format!("cannot follow the node's addresses: {error}"))?;
     let interfaces = links::addresses().map_err(|error| format!("cannot read the node's addresses: {error}"))?;
+    let leftovers = match setup.config.mode {
+        Mode::Nftables => iptables::cleanup,
+        _ => remove_nftables,
+    };
     let mut proxies = Vec::new();
     let mut service_health = Vec::new();
     for family in families {
@@ -184,7 +193,13 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<St
         let here = facts::here(family, &addresses, setup.store.node());
         let servers = ServiceHealth::new(Rc::clone(&setup.executor), health_addresses(&facts), Rc::clone(&health));
         service_health.push((family, Rc::new(Mutex::new(servers))));
-        proxies.push(Rc::new(RefCell::new(Proxy::new(family, backend(&setup.config, family)?, facts, here))));
+        proxies.push(Rc::new(RefCell::new(Proxy::new(
+            family,
+            backend(&setup.config, family)?,
+            leftovers,
+            facts,
+            here,
+        ))));
     }
     expose_traffic(&setup.metrics, &proxies);
     post_start(&setup);
@@ -223,10 +238,12 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<St
 }
 
 /// The families that this node has (contract 3.3).
-fn families() -> Vec<Family> {
+fn families(mode: Mode) -> Vec<Family> {
     let v6 = Path::new("/proc/net/if_inet6").exists()
         && std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6").map_or(true, |text| text.trim() != "1");
-    Family::ALL.into_iter().filter(|family| *family == Family::V4 || v6).collect()
+    let served =
+        |family: &Family| (*family == Family::V4 || v6) && (mode == Mode::Nftables || iptables::supported(*family));
+    Family::ALL.into_iter().filter(served).collect()
 }
 
 /// The backend of a family in the configured mode.
@@ -235,6 +252,15 @@ fn backend(config: &Config, family: Family) -> Result<Box<dyn Backend>, String> 
         Mode::Nftables => {
             nftables::check_kernel()?;
             Ok(Box::new(nftables::Table::new(family).map_err(|error| error.to_string())?))
+        }
+        Mode::Iptables => {
+            let liberal = sysctl::read(Path::new("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal"));
+            let options = iptables::Options {
+                localhost_node_ports: config.localhost_node_ports,
+                tcp_be_liberal: liberal.is_ok_and(|value| value != 0),
+                counters: false,
+            };
+            Ok(Box::new(Iptables::new(family, options).map_err(|error| error.to_string())?))
         }
         other => Err(format!("mode {other} is not there yet")),
     }

@@ -54,7 +54,7 @@ pub fn service(family: Family, number: u16, endpoints: &[u16]) -> ServicePlan {
         local: vec![],
         serving: vec![],
     };
-    ServicePlan { name, ports: vec![port] }
+    ServicePlan { ports: vec![port], ..ServicePlan::none(&name) }
 }
 
 /// A small random number generator (SplitMix64), so that a failure can be repeated from its seed.
