@@ -1,6 +1,7 @@
 //! What a backend is: the one small door between the plan and a way to program the kernel.
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::plan::{NodeFacts, PortName, ServicePlan};
 
@@ -15,6 +16,11 @@ pub trait Backend {
 
     /// Looks whether somebody else removed our rules; `false` asks for a [`Backend::replace`]. Must be cheap.
     fn intact(&mut self) -> bool;
+
+    /// Does what is due by time alone, and tells when to call again; `None`: not before the next change.
+    fn tick(&mut self) -> Option<Duration> {
+        None
+    }
 
     /// Removes all that this backend ever made in its family.
     fn cleanup(&mut self) -> Result<(), Error>;

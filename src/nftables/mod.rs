@@ -11,7 +11,6 @@ mod load;
 mod record;
 mod slots;
 mod state;
-mod words;
 
 use std::collections::HashMap;
 
