@@ -45,7 +45,8 @@ impl Scheduler {
             Some(parts) => parts,
         };
         let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
-        if name.is_empty() || name.len() >= NAME_LIMIT || !name.bytes().all(plain) {
+        // To the kernel, `none` is a virtual server that chooses nobody.
+        if name.is_empty() || name == "none" || name.len() >= NAME_LIMIT || !name.bytes().all(plain) {
             return Err(Malformed::Name(text.into()));
         }
         let has_flags = matches!(name, "sh" | "mh");
@@ -99,7 +100,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_meant_is_refused() {
-        for text in ["", ":port", "RR", "r r", "a-name-of-16-byt", "../../etc"] {
+        for text in ["", "none", ":port", "RR", "r r", "a-name-of-16-byt", "../../etc"] {
             assert_eq!(Scheduler::parse(text), Err(Malformed::Name(text.into())));
         }
         for text in ["rr:port", "mh:ports", "wrr:fallback"] {

@@ -1,4 +1,5 @@
 //! What the integration tests share. Each test binary uses a part of it.
 #![allow(dead_code, reason = "every test binary includes all of it and uses a part")]
 
+pub mod lab;
 pub mod netns;
