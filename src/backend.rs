@@ -17,13 +17,19 @@ pub trait Backend {
     /// Looks whether somebody else removed our rules; `false` asks for a [`Backend::replace`]. Must be cheap.
     fn intact(&mut self) -> bool;
 
-    /// Does what is due by time alone, and tells when to call again; `None`: not before the next change.
+    /// Removes all that this backend ever made in its family.
+    fn cleanup(&mut self) -> Result<(), Error>;
+
+    /// Packets and bytes of new connections per Service port, where the kernel counts them. Reads the kernel: for
+    /// scrapes only.
+    fn traffic(&mut self) -> Vec<(PortName, u64, u64)> {
+        Vec::new()
+    }
+
+    /// Does what has to be done later without a change, and says how long until the next time; `None`: nothing waits.
     fn tick(&mut self) -> Option<Duration> {
         None
     }
-
-    /// Removes all that this backend ever made in its family.
-    fn cleanup(&mut self) -> Result<(), Error>;
 }
 
 /// What a successful call did.

@@ -93,14 +93,20 @@ pub struct Swept {
 pub async fn delete_udp(family: AddressFamily, stale: impl Fn(&Entry) -> bool) -> io::Result<Swept> {
     let mut swept = Swept::default();
     // A socket of its own for deletions: their answers must not mix with the dump.
-    let mut deleter = Socket::open(SockProtocol::NetlinkNetFilter)?;
+    let mut deleter = Socket::open(SockProtocol::NetlinkNetFilter).map_err(explained)?;
     for _ in 0..ATTEMPTS {
         match sweep(family, &stale, &mut deleter, &mut swept).await {
             Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
-            other => return other.map(|()| swept),
+            other => return other.map(|()| swept).map_err(explained),
         }
     }
     Ok(swept)
+}
+
+fn explained(error: io::Error) -> io::Error {
+    let text =
+        format!("cannot sweep tracked UDP flows: {error}; it takes CAP_NET_ADMIN and the module nf_conntrack_netlink");
+    io::Error::new(error.kind(), text)
 }
 
 async fn sweep(

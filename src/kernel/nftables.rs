@@ -274,7 +274,7 @@ impl TableFamily {
 
 impl Field {
     /// Bytes without padding.
-    pub const fn len(self) -> usize {
+    pub const fn bytes(self) -> usize {
         match self {
             Self::Ipv6Addr => 16,
             Self::InetProto => 1,
@@ -312,8 +312,8 @@ impl Field {
     /// Bytes of the concatenation of some fields. A lone field is not padded.
     pub fn total(fields: &[Self]) -> usize {
         match fields {
-            [only] => only.len(),
-            several => several.iter().map(|field| padded(field.len())).sum(),
+            [only] => only.bytes(),
+            several => several.iter().map(|field| padded(field.bytes())).sum(),
         }
     }
 }
@@ -485,7 +485,7 @@ impl Batch {
             b.nest(SET_DESC, |b| {
                 b.nest(SET_DESC_CONCAT, |b| {
                     for field in set.key {
-                        b.nest(LIST_ELEM, |b| b.be32(SET_FIELD_LEN, field.len() as u32));
+                        b.nest(LIST_ELEM, |b| b.be32(SET_FIELD_LEN, field.bytes() as u32));
                     }
                 });
             });

@@ -3,7 +3,6 @@
 //! Compiles the subset that our rules are written in, to the same expressions that `nft` makes of it (a test holds the
 //! two side by side). Anything else is refused with a message; nothing is guessed.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -387,12 +386,12 @@ fn constant(value: &Expression<'_>, loaded: Loaded) -> Outcome<Vec<u8>> {
     }
 }
 
-fn string_constant(text: &Cow<'_, str>, loaded: Loaded) -> Outcome<Vec<u8>> {
+fn string_constant(text: &str, loaded: Loaded) -> Outcome<Vec<u8>> {
     const RTN_LOCAL: u32 = 2;
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(octets(address));
     }
-    match (&**text, loaded.length) {
+    match (text, loaded.length) {
         ("local", 4) => Ok(RTN_LOCAL.to_ne_bytes().to_vec()),
         ("tcp", 1) => Ok(vec![6]),
         ("udp", 1) => Ok(vec![17]),

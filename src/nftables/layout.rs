@@ -390,18 +390,18 @@ impl<'a> Wording<'a> {
         if self.facts.masquerade_all {
             return vec![vec![self.ask_for_masquerade()]];
         }
-        self.from_local_pod(false).into_iter().map(|stranger| vec![stranger, self.ask_for_masquerade()]).collect()
+        self.local_pod(false).into_iter().map(|stranger| vec![stranger, self.ask_for_masquerade()]).collect()
     }
 
     /// externalTrafficPolicy Local: pods and this host get all endpoints, the rest the local ones (contract 6.1).
     fn local_policy(&self, key: Value, all: Set) -> Vec<Vec<Step>> {
-        let pods = self.from_local_pod(true).map(|pod| vec![pod, self.resolve(key.clone(), all), goto("dispatch")]);
+        let pods = self.local_pod(true).map(|pod| vec![pod, self.resolve(key.clone(), all), goto("dispatch")]);
         let host = vec![source_is_local(), self.resolve(key, all), self.ask_for_masquerade(), goto("dispatch")];
         pods.into_iter().chain([host, vec![goto("dispatch")]]).collect()
     }
 
     /// Matches packets from pods of this node, or all others; nothing when that cannot be told.
-    fn from_local_pod(&self, local: bool) -> Option<Step> {
+    fn local_pod(&self, local: bool) -> Option<Step> {
         let compare = if local { is } else { is_not };
         match &self.facts.local_traffic {
             LocalTraffic::Unknown => None,

@@ -65,7 +65,7 @@ impl Table {
         let family = table_family(self.family);
         let mut batch = Batch::new(family, TABLE, Some(generation));
         let (mut held, hooked, foreign) = match kernel {
-            Kernel::Ours(held) => (held, true, false),
+            Kernel::Ours(held) => (*held, true, false),
             Kernel::Absent => (Held::default(), false, false),
             Kernel::Foreign => (Held::default(), false, true),
         };

@@ -9,7 +9,7 @@ pub mod flows;
 mod ledger;
 mod traffic;
 
-pub use ledger::{HealthCheck, Ledger, Tally};
+pub use ledger::{Ledger, Tally};
 pub use traffic::{Here, plan};
 
 use std::fmt;
@@ -61,7 +61,7 @@ pub struct PortPlan {
     pub affinity: Option<u32>,
     /// Scheduler wanted for this Service (IPVS mode); empty means the configured one.
     pub scheduler: Option<Box<str>>,
-    /// Endpoints of policy Cluster, sorted by [`Endpoint::text`] order of the contract; may be empty.
+    /// Endpoints of policy Cluster, sorted by address and port; may be empty.
     pub cluster: Vec<Endpoint>,
     /// Endpoints of policy Local, if some traffic of this port needs them; may be empty.
     pub local: Vec<Endpoint>,

@@ -1,132 +1,6 @@
-//! The configuration as a whole: tables of what goes in, as flags and files, and what comes out.
-
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+//! Which of flag, file and default has the last word.
 
 use super::*;
-use crate::cli::{self, Command};
-
-const HEAD: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
-
-/// A file that is gone at the end of the test.
-struct File(PathBuf);
-
-impl File {
-    fn new(text: &str) -> Self {
-        use std::sync::atomic::{AtomicU32, Ordering};
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let name = format!("kube-proxy-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let path = std::env::temp_dir().join(name);
-        fs::write(&path, text).expect("the temporary folder is writable");
-        Self(path)
-    }
-
-    fn with_body(text: &str) -> Self {
-        Self::new(&format!("{HEAD}{text}"))
-    }
-}
-
-impl Drop for File {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
-fn options(line: &str) -> Options {
-    match cli::parse(line.split_whitespace().map(OsString::from)) {
-        Ok(
-            Command::Run(options)
-            | Command::InitOnly(options)
-            | Command::DryRun(options)
-            | Command::Cleanup(options)
-            | Command::WriteConfig { options, .. }
-            | Command::Demo(options)
-            | Command::Doctor { options, .. },
-        ) => options,
-        Err(exit) => panic!("{line}: {exit:?}"),
-    }
-}
-
-fn from_flags(line: &str) -> Result<Loaded, String> {
-    options(line).load_with_default(Path::new("/nonexistent/config.conf"))
-}
-
-fn from_file(text: &str) -> Result<Loaded, String> {
-    from_file_and_flags(text, "")
-}
-
-fn from_file_and_flags(text: &str, line: &str) -> Result<Loaded, String> {
-    let file = File::with_body(text);
-    from_flags(&format!("--config={} {line}", file.0.display()))
-}
-
-/// The text of one field of the effective configuration, by JSON pointer.
-fn field(loaded: &Loaded, pointer: &str) -> String {
-    let tree = serde_json::to_value(&loaded.effective).expect("every field has a form in JSON");
-    match tree.pointer(pointer) {
-        Some(serde_json::Value::String(text)) => text.clone(),
-        Some(other) => other.to_string(),
-        None => panic!("no field {pointer}"),
-    }
-}
-
-#[test]
-fn defaults_are_the_same_by_flags_and_by_file() {
-    let (mut flags, file) = (from_flags("").unwrap(), from_file("").unwrap());
-    assert_eq!(flags.config, file.config);
-    assert_eq!(flags.effective, file.effective);
-    flags.notes.clear();
-    assert_eq!(flags.warnings, Vec::<String>::new());
-    let config = flags.config;
-    assert_eq!(config.mode, Mode::Iptables);
-    assert_eq!(config.kubeconfig, None);
-    assert_eq!(config.hostname_override, None);
-    assert_eq!(config.bind_address.to_string(), "0.0.0.0");
-    assert_eq!(config.healthz_bind_address.unwrap().to_string(), "0.0.0.0:10256");
-    assert_eq!(config.metrics_bind_address.to_string(), "127.0.0.1:10249");
-    assert_eq!((config.sync_period, config.min_sync_period), (Duration::from_secs(30), Duration::from_secs(1)));
-    assert_eq!((config.masquerade_bit, config.masquerade_all, config.localhost_node_ports), (14, false, true));
-    assert_eq!(config.detect_local, DetectLocal::ClusterCidr(vec![]));
-    assert_eq!(config.node_port_addresses, NodePortAddresses::All);
-    assert_eq!(config.oom_score_adj, -999);
-    assert_eq!(config.conntrack.max_per_core, Some(32768));
-    assert_eq!(config.conntrack.min, 131_072);
-    assert_eq!(config.conntrack.tcp_established_timeout, Some(Duration::from_secs(86400)));
-    assert_eq!(config.conntrack.tcp_close_wait_timeout, Some(Duration::from_secs(3600)));
-    assert_eq!((config.conntrack.udp_timeout, config.conntrack.udp_stream_timeout), (None, None));
-    assert_eq!(config.ipvs.scheduler, "rr");
-    assert_eq!((config.verbosity, config.log_format), (0, LogFormat::Text));
-}
-
-#[test]
-fn the_shipped_file_holds_every_field_at_its_default() {
-    let shipped = include_str!("../../configs/config.conf");
-    let document = read::read("configs/config.conf", shipped).unwrap();
-    assert_eq!(document.warnings, Vec::<String>::new());
-    assert_eq!(document.raw.cluster_cidr.as_deref(), Some(""));
-    let mut raw = document.raw.clone();
-    defaults::fill(&mut raw);
-    assert_eq!(raw, defaults::defaults());
-
-    let tree: serde_json::Value = serde_saphyr::from_str(shipped).unwrap();
-    let mut sample = serde_json::to_value(RawConfig::sample()).unwrap();
-    sample["logging"].as_object_mut().unwrap().remove("vmodule");
-    sample.as_object_mut().unwrap().remove("windowsRunAsService");
-    sample["featureGates"] = serde_json::json!({});
-    assert_eq!(shape(&tree), shape(&sample), "the file must name every field");
-}
-
-/// All keys of a tree, as paths.
-fn shape(tree: &serde_json::Value) -> Vec<String> {
-    let mut paths = Vec::new();
-    for (key, value) in tree.as_object().into_iter().flatten() {
-        paths.push(key.clone());
-        paths.extend(shape(value).iter().map(|below| format!("{key}.{below}")));
-    }
-    paths.sort();
-    paths
-}
 
 #[test]
 fn every_flag_reaches_its_field() {
@@ -220,5 +94,50 @@ fn every_flag_reaches_its_field() {
     ] {
         let loaded = from_flags(line).unwrap_or_else(|e| panic!("{line}: {e}"));
         assert_eq!(field(&loaded, pointer), expected, "{line} {pointer}");
+    }
+}
+
+#[test]
+fn only_some_flags_have_a_say_beside_a_file() {
+    let text = "mode: ipvs\nhostnameOverride: From-File\noomScoreAdj: -1\nlogging:\n  verbosity: 1\n  \
+                vmodule: [{filePattern: b, verbosity: 2}]\n";
+    for (line, pointer, expected) in [
+        ("", "/hostnameOverride", "From-File"),
+        ("--hostname-override=By-Flag", "/hostnameOverride", "by-flag"),
+        ("--hostname-override=", "/hostnameOverride", "From-File"),
+        ("", "/logging/verbosity", "1"),
+        ("-v=4", "/logging/verbosity", "4"),
+        ("-v=0", "/logging/verbosity", "0"),
+        (
+            "--vmodule=a=1",
+            "/logging/vmodule",
+            r#"[{"filePattern":"a","verbosity":1},{"filePattern":"b","verbosity":2}]"#,
+        ),
+        ("--log-flush-frequency=1s", "/logging/flushFrequency", "1s"),
+        ("--proxy-mode=nftables", "/mode", "ipvs"),
+        ("--oom-score-adj=7", "/oomScoreAdj", "-1"),
+        ("--healthz-port=0", "/healthzBindAddress", "0.0.0.0:10256"),
+        ("--feature-gates=AllAlpha=true", "/conntrack/min", "131072"),
+        ("--cluster-cidr=nonsense", "/clusterCIDR", ""),
+    ] {
+        let loaded = from_file_and_flags(text, line).unwrap_or_else(|e| panic!("{line}: {e}"));
+        assert_eq!(field(&loaded, pointer), expected, "{line}");
+    }
+    let loaded = from_file_and_flags(text, "--oom-score-adj=7 --proxy-mode=nftables -v=1").unwrap();
+    assert!(loaded.notes[0].ends_with(": --oom-score-adj, --proxy-mode"), "{:?}", loaded.notes);
+    assert_eq!(loaded.config.hostname_override.as_deref(), Some("from-file"));
+}
+
+#[test]
+fn the_default_file_counts_unless_a_flag_says_what_a_file_would() {
+    let file = File::with_body("mode: nftables\n");
+    for (line, mode) in [
+        ("", Mode::Nftables),
+        ("-v=2 --hostname-override=a --manifests=/m", Mode::Nftables),
+        ("--config=", Mode::Nftables),
+        ("--oom-score-adj=1", Mode::Iptables),
+        ("--proxy-mode=ipvs", Mode::Ipvs),
+    ] {
+        assert_eq!(options(line).load_with_default(&file.0).expect(line).config.mode, mode, "{line}");
     }
 }
