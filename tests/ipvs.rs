@@ -10,6 +10,8 @@ use kube_proxy::backend::{Backend, Report};
 use kube_proxy::ipvs::{Ipvs, Options, Scheduler};
 use kube_proxy::model::{Family, ObjectName, Protocol};
 use kube_proxy::plan::{Endpoint, LocalTraffic, NodeFacts, NodePortAddresses, PortName, PortPlan, Route, ServicePlan};
+use nix::libc;
+use nix::sys::socket::{setsockopt, sockopt};
 use support::lab::{ask, connect, host, tcp, udp};
 use support::netns::{isolated, run, succeeds};
 
@@ -23,10 +25,6 @@ fn with_ipvs(name: &str, body: impl FnOnce()) {
         return;
     }
     isolated(name, body);
-}
-
-fn options() -> Options {
-    Options { scheduler: Scheduler::parse("rr").unwrap(), exclude: vec![], strict_arp: false, timeouts: [0; 3] }
 }
 
 fn facts(family: Family) -> NodeFacts {
@@ -165,7 +163,7 @@ fn every_entrance(net: &Net) {
     net.build();
     let (local, far) = (endpoint(net.a, true), endpoint(net.far, false));
     let vip = |n| (net.vip)(n);
-    let mut ipvs = started(net.family, options());
+    let mut ipvs = started(net.family, Options::default());
     let udp_port = |plan: PortPlan| {
         let name = PortName { protocol: Protocol::Udp, ..plan.name.clone() };
         PortPlan { name, ..plan }
@@ -174,7 +172,7 @@ fn every_entrance(net: &Net) {
         external_ips: vec![ip(&vip(101))],
         load_balancer_ips: vec![ip(&vip(102))],
         node_port: Some(30080),
-        ..port("full", &vip(1), &[far.clone()])
+        ..port("full", &vip(1), std::slice::from_ref(&far))
     };
     let policy_local = PortPlan {
         external_ips: vec![ip(&vip(103))],
@@ -187,14 +185,14 @@ fn every_entrance(net: &Net) {
     let restricted = PortPlan {
         load_balancer_ips: vec![ip(&vip(104))],
         source_ranges: vec![range],
-        ..port("restricted", &vip(3), &[far.clone()])
+        ..port("restricted", &vip(3), std::slice::from_ref(&far))
     };
     let services = [
         ServicePlan { name: full.name.service.clone(), ports: vec![full.clone(), udp_port(full)] },
         service(policy_local),
         service(restricted),
         service(port("empty", &vip(4), &[])),
-        service(port("hairpin", &vip(5), &[local.clone()])),
+        service(port("hairpin", &vip(5), std::slice::from_ref(&local))),
     ];
     replace(&mut ipvs, net.family, &services);
 
@@ -246,7 +244,7 @@ fn every_entrance_leads_there_with_ipv6_too() {
 #[test]
 fn other_tools_read_what_was_programmed() {
     with_ipvs("other_tools_read_what_was_programmed", || {
-        let mut ipvs = started(Family::V4, options());
+        let mut ipvs = started(Family::V4, Options::default());
         let heavy = Endpoint { weight: 7, ..endpoint("10.65.0.3", false) };
         let sticky = PortPlan {
             affinity: Some(60),
@@ -275,12 +273,14 @@ fn other_tools_read_what_was_programmed() {
 fn every_scheduler_of_the_kernel_can_be_had() {
     with_ipvs("every_scheduler_of_the_kernel_can_be_had", || {
         for name in ["rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "dh", "sed", "nq", "mh", "fo", "ovf"] {
-            let mut ipvs = started(Family::V4, Options { scheduler: Scheduler::parse(name).unwrap(), ..options() });
+            let mut ipvs =
+                started(Family::V4, Options { scheduler: Scheduler::parse(name).unwrap(), ..Options::default() });
             replace(&mut ipvs, Family::V4, &[service(port("s", "10.96.0.1", &[]))]);
             assert!(ipvsadm()[0].starts_with(&format!("-A -t 10.96.0.1:80 -s {name}")), "{name}: {:?}", ipvsadm());
         }
         let mut ipvs =
-            Ipvs::new(Family::V4, Options { scheduler: Scheduler::parse("missing").unwrap(), ..options() }).unwrap();
+            Ipvs::new(Family::V4, Options { scheduler: Scheduler::parse("missing").unwrap(), ..Options::default() })
+                .unwrap();
         let error = ipvs.start().unwrap_err().to_string();
         assert!(error.contains("ip_vs_missing"), "{error}");
     });
@@ -297,14 +297,14 @@ fn a_restart_changes_nothing_and_cuts_nothing() {
             affinity: Some(100),
             ..port("s", "10.96.0.1", &[endpoint(V4.a, true), endpoint(V4.far, false)])
         })];
-        let mut ipvs = started(Family::V4, options());
+        let mut ipvs = started(Family::V4, Options::default());
         assert!(replace(&mut ipvs, Family::V4, &services).changes > 0);
         let before = everything();
         let mut connection = connect("client", "10.96.0.1:80").unwrap();
         ask(&mut connection).unwrap();
 
         drop(ipvs);
-        let mut ipvs = started(Family::V4, options());
+        let mut ipvs = started(Family::V4, Options::default());
         assert_eq!(replace(&mut ipvs, Family::V4, &services).changes, 0);
         assert_eq!(everything(), before);
         ask(&mut connection).unwrap();
@@ -322,7 +322,7 @@ fn a_restart_changes_nothing_and_cuts_nothing() {
 fn many_small_changes_lead_where_one_start_leads() {
     with_ipvs("many_small_changes_lead_where_one_start_leads", || {
         run("ip addr add 172.18.0.2/32 dev lo");
-        let mut ipvs = started(Family::V4, options());
+        let mut ipvs = started(Family::V4, Options::default());
         replace(&mut ipvs, Family::V4, &[]);
         let mut random = Random(1);
         let mut now: Vec<ServicePlan> = Vec::new();
@@ -338,7 +338,7 @@ fn many_small_changes_lead_where_one_start_leads() {
         let grown = everything();
         ipvs.cleanup().unwrap();
         assert_eq!(everything(), (vec![], vec![], vec![]));
-        let mut fresh = started(Family::V4, options());
+        let mut fresh = started(Family::V4, Options::default());
         replace(&mut fresh, Family::V4, &now);
         assert_eq!(everything(), grown);
     });
@@ -394,25 +394,28 @@ impl Random {
 fn who_leaves_keeps_its_connections_and_then_goes() {
     with_ipvs("who_leaves_keeps_its_connections_and_then_goes", || {
         V4.build();
-        let mut ipvs = started(Family::V4, Options { timeouts: [0, 1, 0], ..options() });
+        let mut ipvs = started(Family::V4, Options { timeouts: [900, 30, 60], ..Options::default() });
+        assert!(run("ipvsadm -L --timeout").contains("900 30 60"));
         let with = |endpoints: &[Endpoint]| service(port("s", "10.96.0.1", endpoints));
         let (a, far) = (endpoint(V4.a, true), endpoint(V4.far, false));
-        replace(&mut ipvs, Family::V4, &[with(&[a.clone()])]);
+        replace(&mut ipvs, Family::V4, &[with(std::slice::from_ref(&a))]);
         let mut connection = connect("client", "10.96.0.1:80").unwrap();
         assert!(ask(&mut connection).unwrap().starts_with("a "));
         assert_eq!(ipvs.tick(), None);
 
-        ipvs.update(&[with(&[far.clone()])]).unwrap();
+        ipvs.update(&[with(std::slice::from_ref(&far))]).unwrap();
         assert!(ipvsadm().contains(&"-a -t 10.96.0.1:80 -r 10.64.0.2:8080 -m -w 0".to_owned()), "{:?}", ipvsadm());
         assert!(ipvs.tick().is_some(), "somebody is leaving");
         assert!(ask(&mut connection).unwrap().starts_with("a "));
         assert!(tcp("client", "10.96.0.1:80").starts_with("far "));
 
         // A restart does not forget who is leaving.
-        let mut ipvs = started(Family::V4, options());
+        let mut ipvs = started(Family::V4, Options::default());
         replace(&mut ipvs, Family::V4, &[with(&[far])]);
         assert!(ask(&mut connection).unwrap().starts_with("a "));
 
+        // A reset: after an orderly end IPVS would remember the connection for two minutes.
+        setsockopt(&connection, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).unwrap();
         drop(connection);
         while ipvs.tick().is_some() {
             std::thread::sleep(std::time::Duration::from_millis(100));
@@ -428,7 +431,7 @@ fn what_is_somebody_else_s_stays() {
             "ip addr add 172.18.0.2/32 dev lo; ipvsadm -A -t 10.9.0.1:80 -s rr; ipvsadm -A -f 7 -s rr; ipvsadm -A -t 10.8.0.1:80 -s rr",
         );
         let foreign = ["-A -f 7 -s rr", "-A -t 10.9.0.1:80 -s rr"];
-        let excluding = || Options { exclude: vec!["10.9.0.0/16".parse().unwrap()], ..options() };
+        let excluding = || Options { exclude: vec!["10.9.0.0/16".parse().unwrap()], ..Options::default() };
         let mut other = Ipvs::new(Family::V4, excluding()).unwrap();
         other.cleanup().unwrap();
         assert_eq!(ipvsadm().len(), 3, "this mode never ran here");

@@ -19,7 +19,8 @@ use super::watchers::{Watchdog, Watchers};
 use super::{Agent, Stop};
 use crate::backend::Backend;
 use crate::cli::{KUBERNETES_VERSION, full_version, go_arch};
-use crate::config::{Config, DetectLocal, Loaded, Mode, Options, to_configz};
+use crate::config::{self, Config, DetectLocal, Loaded, Mode, Options, to_configz};
+use crate::ipvs;
 use crate::kernel::{links, sysctl};
 use crate::model::{Event, Family, Store};
 use crate::nftables;
@@ -135,6 +136,8 @@ pub fn cleanup() -> Result<(), String> {
     for family in Family::ALL {
         let removed = nftables::Table::new(family).and_then(|mut table| table.cleanup());
         failures.extend(removed.err().map(|error| error.to_string()));
+        let removed = ipvs::Ipvs::new(family, ipvs::Options::default()).and_then(|mut servers| servers.cleanup());
+        failures.extend(removed.err().map(|error| error.to_string()));
     }
     match &failures[..] {
         [] => Ok(()),
@@ -230,8 +233,22 @@ fn backend(config: &Config, family: Family) -> Result<Box<dyn Backend>, String> 
             nftables::check_kernel()?;
             Ok(Box::new(nftables::Table::new(family).map_err(|error| error.to_string())?))
         }
+        Mode::Ipvs => Ok(Box::new(start_ipvs(&config.ipvs, family)?)),
         other => Err(format!("mode {other} is not there yet")),
     }
+}
+
+fn start_ipvs(config: &config::Ipvs, family: Family) -> Result<ipvs::Ipvs, String> {
+    let seconds = |timeout: Option<Duration>| timeout.map_or(0, |timeout| timeout.as_secs() as u32);
+    let options = ipvs::Options {
+        scheduler: ipvs::Scheduler::parse(&config.scheduler).map_err(|malformed| malformed.to_string())?,
+        exclude: config.exclude_cidrs.clone(),
+        strict_arp: config.strict_arp,
+        timeouts: [config.tcp_timeout, config.tcp_fin_timeout, config.udp_timeout].map(seconds),
+    };
+    let mut backend = ipvs::Ipvs::new(family, options).map_err(|error| error.to_string())?;
+    backend.start().map_err(|error| error.to_string())?;
+    Ok(backend)
 }
 
 /// Contract 11.2.

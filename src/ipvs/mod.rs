@@ -62,6 +62,15 @@ pub struct Ipvs {
     state: Option<State>,
 }
 
+// === impl Options ===
+
+impl Default for Options {
+    fn default() -> Self {
+        let scheduler = Scheduler { name: "rr".into(), flags: 0 };
+        Self { scheduler, exclude: Vec::new(), strict_arp: false, timeouts: [0; 3] }
+    }
+}
+
 // === impl Ipvs ===
 
 impl Ipvs {

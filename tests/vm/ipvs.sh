@@ -44,7 +44,7 @@ main() {
         -M q35 -cpu max -accel tcg -smp "$VM_CPUS" -m "$VM_MEMORY" \
         -object memory-backend-memfd,id=memory,size="$VM_MEMORY",share=on -numa node,memdev=memory \
         -chardev socket,id=files,path="$work/files" -device vhost-user-fs-pci,chardev=files,tag=files \
-        -kernel "${kernel[0]}" -initrd "$work/initramfs" -append "console=ttyS0 quiet panic=-1" \
+        -kernel "${kernel[0]}" -initrd "$work/initramfs" -append "console=ttyS0 quiet loglevel=1 panic=-1" \
         -nographic -no-reboot -nodefaults -serial stdio -monitor none
 }
 
