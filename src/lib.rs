@@ -10,6 +10,7 @@ pub mod backend;
 pub mod cli;
 pub mod config;
 pub mod iptables;
+pub mod ipvs;
 pub mod kernel;
 pub mod model;
 pub mod nftables;

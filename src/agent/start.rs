@@ -13,14 +13,13 @@ use smol::lock::Mutex;
 
 use super::facts::{self, NodeAddresses};
 use super::family::Proxy;
+use super::modes;
 use super::pace::Pace;
 use super::signs::{ConfigFile, Signals};
 use super::watchers::{Watchdog, Watchers};
 use super::{Agent, Stop};
-use crate::backend::{Backend, Error};
 use crate::cli::{KUBERNETES_VERSION, full_version, go_arch};
 use crate::config::{Config, DetectLocal, Loaded, Mode, Options, to_configz};
-use crate::iptables::{self, Iptables};
 use crate::kernel::{links, sysctl};
 use crate::model::{Event, Family, Store};
 use crate::nftables;
@@ -28,8 +27,8 @@ use crate::observe::exposition::Counter;
 use crate::observe::health::Health;
 use crate::observe::http;
 use crate::observe::metrics::{Metrics, RestRequest};
-use crate::observe::scrape::{Build, Traffic};
 use crate::observe::pages::Pages;
+use crate::observe::scrape::{Build, Traffic};
 use crate::observe::service_health::ServiceHealth;
 use crate::observe::{systemd, time};
 use crate::plan::{NodeFacts, NodePortAddresses};
@@ -86,8 +85,8 @@ pub fn init_only(options: &Options, loaded: &Loaded) -> Result<(), String> {
         let mut setup = Setup::begin(Rc::clone(&executor), options, loaded)?;
         setup.wait_for_node().await?;
         apply_conntrack(&setup.config)?;
-        for family in families(setup.config.mode) {
-            backend(&setup.config, family)?;
+        for family in modes::families(setup.config.mode) {
+            modes::backend(&setup.config, family)?;
             log::info!(ip_family = family.as_str(); "System initialized and --init-only specified");
         }
         Ok(())
@@ -115,7 +114,7 @@ pub fn dry_run(options: &Options, loaded: &Loaded) -> Result<String, String> {
         }
         let interfaces = links::addresses().map_err(|error| format!("cannot read the node's addresses: {error}"))?;
         let mut objects = Vec::new();
-        for family in families(setup.config.mode) {
+        for family in modes::families(setup.config.mode) {
             let facts = facts::facts(family, &setup.config, &setup.store, &addresses, &pod_cidrs, &interfaces);
             let here = facts::here(family, &addresses, setup.store.node());
             let mut ledger = crate::plan::Ledger::new(family);
@@ -131,26 +130,6 @@ pub fn dry_run(options: &Options, loaded: &Loaded) -> Result<String, String> {
         serde_json::to_string(&serde_json::json!({ "nftables": objects })).map_err(|error| error.to_string())
     };
     async_io::block_on(executor.run(main))
-}
-
-/// Removes what any mode ever programmed (contract 2.6). Tries everything before it complains.
-///
-/// # Errors
-/// What could not be removed.
-pub fn cleanup() -> Result<(), String> {
-    let mut failures = Vec::new();
-    for family in Family::ALL {
-        let removed = [remove_nftables(family), iptables::cleanup(family)];
-        failures.extend(removed.into_iter().filter_map(Result::err).map(|error| error.to_string()));
-    }
-    match &failures[..] {
-        [] => Ok(()),
-        failures => Err(format!("encountered an error while tearing down rules: {}", failures.join("; "))),
-    }
-}
-
-fn remove_nftables(family: Family) -> Result<(), Error> {
-    nftables::Table::new(family).and_then(|mut table| table.cleanup())
 }
 
 async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<Stop, String> {
@@ -176,16 +155,12 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<St
     if let Some(node) = setup.store.node() {
         health.node_eligible(node.eligible);
     }
-    let families = families(setup.config.mode);
+    let families = modes::families(setup.config.mode);
     for note in setup.config.check_families(addresses.primary, families.len() > 1, &pod_cidrs)? {
         log::warn!("{note}");
     }
     let links = links::Watcher::open().map_err(|error| format!("cannot follow the node's addresses: {error}"))?;
     let interfaces = links::addresses().map_err(|error| format!("cannot read the node's addresses: {error}"))?;
-    let leftovers = match setup.config.mode {
-        Mode::Nftables => iptables::cleanup,
-        _ => remove_nftables,
-    };
     let mut proxies = Vec::new();
     let mut service_health = Vec::new();
     for family in families {
@@ -195,8 +170,8 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<St
         service_health.push((family, Rc::new(Mutex::new(servers))));
         proxies.push(Rc::new(RefCell::new(Proxy::new(
             family,
-            backend(&setup.config, family)?,
-            leftovers,
+            modes::backend(&setup.config, family)?,
+            modes::leftovers(setup.config.mode),
             facts,
             here,
         ))));
@@ -235,35 +210,6 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<St
         tick_at: None,
     };
     Ok(agent.run().await)
-}
-
-/// The families that this node has (contract 3.3).
-fn families(mode: Mode) -> Vec<Family> {
-    let v6 = Path::new("/proc/net/if_inet6").exists()
-        && std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6").map_or(true, |text| text.trim() != "1");
-    let served =
-        |family: &Family| (*family == Family::V4 || v6) && (mode == Mode::Nftables || iptables::supported(*family));
-    Family::ALL.into_iter().filter(served).collect()
-}
-
-/// The backend of a family in the configured mode.
-fn backend(config: &Config, family: Family) -> Result<Box<dyn Backend>, String> {
-    match config.mode {
-        Mode::Nftables => {
-            nftables::check_kernel()?;
-            Ok(Box::new(nftables::Table::new(family).map_err(|error| error.to_string())?))
-        }
-        Mode::Iptables => {
-            let liberal = sysctl::read(Path::new("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal"));
-            let options = iptables::Options {
-                localhost_node_ports: config.localhost_node_ports,
-                tcp_be_liberal: liberal.is_ok_and(|value| value != 0),
-                counters: false,
-            };
-            Ok(Box::new(Iptables::new(family, options).map_err(|error| error.to_string())?))
-        }
-        other => Err(format!("mode {other} is not there yet")),
-    }
 }
 
 /// Contract 11.2.

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use nftables::expr::MetaKey;
 
-use super::layout::{LOCAL_OFFSET, NUMBER_BITS, NUMBER_MASK, address_field};
-use super::words::*;
+use super::layout::{LOCAL_OFFSET, NUMBER_BITS, NUMBER_MASK, address_field, table_family};
 use crate::kernel::nftrule::{LearnAction, Step};
+use crate::kernel::nftwords::*;
 use crate::model::Family;
 
 /// A way to choose an endpoint.
@@ -70,7 +70,7 @@ impl Class {
 
     /// Draw a slot, go to the endpoint in it.
     fn plain_rules(&self, family: Family) -> Vec<Vec<Step>> {
-        vec![vec![only_number()], vec![dnat(family, map(concat([priority(), self.draw()]), "endpoints"))]]
+        vec![vec![only_number()], vec![dnat(table_family(family), map(concat([priority(), self.draw()]), "endpoints"))]]
     }
 
     /// A client that is remembered goes where it went, if that endpoint is still there. Else a slot is drawn and
@@ -84,13 +84,13 @@ impl Class {
             vec![
                 set(MetaKey::Priority, map(known, "affinity")),
                 learn(LearnAction::Update(seconds), "affinity", client(), priority()),
-                dnat(family, map(priority(), slots)),
+                dnat(table_family(family), map(priority(), slots)),
             ],
             vec![only_number()],
             vec![set(MetaKey::Priority, map(concat([priority(), self.draw()]), "draw"))],
             vec![learn(LearnAction::Delete, "affinity", client(), priority())],
             vec![learn(LearnAction::Add(seconds), "affinity", client(), priority())],
-            vec![dnat(family, map(priority(), slots))],
+            vec![dnat(table_family(family), map(priority(), slots))],
         ]
     }
 

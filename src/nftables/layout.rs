@@ -15,9 +15,9 @@
 
 use nftables::expr::MetaKey;
 
-use super::words::*;
 use crate::kernel::nftables::{Data, Field, Hook, SetSpec, TableFamily};
 use crate::kernel::nftrule::Step;
+use crate::kernel::nftwords::*;
 use crate::model::Family;
 use crate::plan::{LocalTraffic, NodeFacts, NodePortAddresses};
 
@@ -206,7 +206,7 @@ pub fn inner_chains(facts: &NodeFacts) -> Vec<Chain> {
         w.chain(
             "service-check",
             vec![
-                vec![is_in(w.vip(), w.name(Set::NoEndpoints)), reject(w.family)],
+                vec![is_in(w.vip(), w.name(Set::NoEndpoints)), reject(table_family(w.family))],
                 vec![is_in(w.vip(), w.name(Set::NoLocalEndpoints)), drop()],
             ],
         ),
@@ -215,7 +215,7 @@ pub fn inner_chains(facts: &NodeFacts) -> Vec<Chain> {
             vec![
                 [
                     w.input_to_node_port_address(),
-                    vec![is_in(port(), w.name(Set::NodePortsNoEndpoints)), reject(w.family)],
+                    vec![is_in(port(), w.name(Set::NodePortsNoEndpoints)), reject(table_family(w.family))],
                 ]
                 .concat(),
                 [w.input_to_node_port_address(), vec![is_in(port(), w.name(Set::NodePortsNoLocalEndpoints)), drop()]]
@@ -225,7 +225,7 @@ pub fn inner_chains(facts: &NodeFacts) -> Vec<Chain> {
         w.chain(
             "cluster-ip-check",
             vec![
-                vec![is_in(w.ip("daddr"), w.name(Set::ClusterIps)), reject(w.family)],
+                vec![is_in(w.ip("daddr"), w.name(Set::ClusterIps)), reject(table_family(w.family))],
                 vec![is_in(w.ip("daddr"), w.name(Set::ServiceCidrs)), drop()],
             ],
         ),
@@ -381,7 +381,7 @@ impl<'a> Wording<'a> {
 
     /// Takes class and number of what the packet is for from a map; the rule ends here if it is for nothing there.
     fn resolve(&self, key: Value, set: Set) -> Step {
-        super::words::set(MetaKey::Priority, map(key, self.name(set)))
+        crate::kernel::nftwords::set(MetaKey::Priority, map(key, self.name(set)))
     }
 
     fn ask_for_masquerade(&self) -> Step {

@@ -12,7 +12,6 @@ mod record;
 mod show;
 mod slots;
 mod state;
-mod words;
 
 pub use show::show;
 

@@ -15,9 +15,9 @@ use super::layout::{Chain, NUMBER_BITS, Set, TABLE, base_chains, inner_chains, s
 use super::load::node_port_ips;
 use super::record::{Footprint, Shapes, read_number, set_of};
 use super::state::{Changes, SetAside, State};
-use super::words::classid_text;
 use crate::kernel::nftables::{Data, Field, SetSpec};
 use crate::kernel::nftrule::{Learn, LearnAction, Step};
+use crate::kernel::nftwords::classid_text;
 use crate::model::Family;
 use crate::plan::{NodeFacts, ServicePlan};
 
