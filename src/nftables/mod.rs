@@ -1,1 +1,177 @@
-//! The nftables backend.
+//! The nftables backend: verdicts and endpoints as elements of shared maps, written over netlink.
+//!
+//! [`layout`] is the ruleset that all Services share, [`footprint`] what one Service port adds to it. This module keeps
+//! what was programmed and writes the differences; [`load`] does so for a whole table at once.
+
+mod class;
+mod footprint;
+mod held;
+mod layout;
+mod load;
+mod record;
+mod slots;
+mod state;
+mod words;
+
+use std::collections::HashMap;
+
+use layout::{NUMBER_MASK, SET_COUNT, Set, TABLE, base_chains, inner_chains, sets, table_family};
+use load::Care;
+use record::{Shapes, read_number};
+use state::{Changes, State};
+
+use crate::backend::{Backend, Error, Report};
+use crate::kernel::nftables::{Batch, Nftables, SetSpec, Value};
+use crate::kernel::nftrule;
+use crate::model::Family;
+use crate::plan::{NodeFacts, PortName, ServicePlan};
+
+/// Programs one family's table.
+pub struct Table {
+    nft: Nftables,
+    family: Family,
+    specs: [SetSpec; SET_COUNT],
+    shapes: Shapes,
+    /// What was programmed; `None` when that is not known for certain.
+    state: Option<State>,
+    /// The ruleset's generation when it was last known to be as we left it.
+    generation: u32,
+    /// How the next load goes about it.
+    care: Care,
+}
+
+// === impl Table ===
+
+impl Table {
+    /// Opens the door to the kernel; changes nothing.
+    ///
+    /// # Errors
+    /// When the kernel has no nf_tables or we may not use it.
+    pub fn new(family: Family) -> Result<Self, Error> {
+        let nft = Nftables::open().map_err(|error| {
+            Error(format!(
+                "cannot open netlink for nftables: {error}; CAP_NET_ADMIN and the module nf_tables are needed"
+            ))
+        })?;
+        let (specs, shapes) = (sets(family), Shapes::new(family));
+        Ok(Self { nft, family, specs, shapes, state: None, generation: 0, care: Care::default() })
+    }
+
+    /// Packets and bytes of the first packets of connections, per Service port, since the port's endpoints last changed
+    /// in number. Reads the kernel, so it is for scrapes.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn counters(&mut self) -> Result<Vec<(PortName, u64, u64)>, Error> {
+        let mut by_number: HashMap<u32, (u64, u64)> = HashMap::new();
+        for set in Set::ALL.into_iter().filter(|set| set.is_counted()) {
+            let name = self.specs[set as usize].name;
+            self.nft
+                .elements(table_family(self.family), TABLE, name, |element| {
+                    if let (Value::Bytes(value), Some((packets, bytes))) = (element.data, element.counter) {
+                        let sums = by_number.entry(read_number(value) & NUMBER_MASK).or_default();
+                        *sums = (sums.0 + packets, sums.1 + bytes);
+                    }
+                })
+                .map_err(|error| Error(format!("cannot read the counters of table {TABLE}: {error}")))?;
+        }
+        let ports = self.state.iter().flat_map(State::ports);
+        Ok(ports
+            .filter_map(|(name, number)| by_number.get(&number).map(|&(packets, bytes)| (name, packets, bytes)))
+            .collect())
+    }
+
+    /// Adds chains and elements of the classes that the kernel does not know yet.
+    fn declare_classes(&self, batch: &mut Batch, state: &mut State) {
+        for (index, class) in state.classes.take_fresh() {
+            let chain = class.chain();
+            batch.add_chain(&chain, None, "");
+            add_rules(batch, &chain, &class.rules(self.family));
+            let key = (index << layout::NUMBER_BITS).to_ne_bytes();
+            let element = crate::kernel::nftables::Element {
+                key: &key,
+                end: None,
+                data: Value::Goto(&chain),
+                interval_end: false,
+            };
+            batch.add_elements(self.specs[Set::Classes as usize].name, [element]);
+        }
+    }
+
+    /// Removes and adds elements. What goes comes first: a key may lead somewhere else now.
+    fn write(&self, batch: &mut Batch, changes: Changes) -> usize {
+        let (gone, added) = changes.finish();
+        let mut count = 0;
+        for (records, add) in [(gone, false), (added, true)] {
+            let mut records = records.records(&self.shapes).peekable();
+            while let Some(&first) = records.peek() {
+                let set = record::set_of(first);
+                let name = self.specs[set as usize].name;
+                let same = std::iter::from_fn(|| records.next_if(|record| record::set_of(record) == set))
+                    .inspect(|_| count += 1)
+                    .map(|record| self.shapes.element(record));
+                if add { batch.add_elements(name, same) } else { batch.delete_elements(name, same) }
+            }
+        }
+        count
+    }
+}
+
+/// Adds compiled rules to a chain.
+fn add_rules(batch: &mut Batch, chain: &str, rules: &[Vec<nftrule::Step>]) {
+    for rule in rules {
+        batch.add_rule(chain, |b| nftrule::compile(b, rule).expect("a test compiles every rule of the layout"));
+    }
+}
+
+// === impl Backend for Table ===
+
+impl Backend for Table {
+    fn replace(&mut self, facts: &NodeFacts, services: &mut dyn Iterator<Item = ServicePlan>) -> Result<Report, Error> {
+        self.state = None;
+        self.load(facts, services)
+    }
+
+    fn update(&mut self, changed: &[ServicePlan]) -> Result<Report, Error> {
+        let Some(mut state) = self.state.take() else {
+            return Err(Error("what the kernel holds is not known; it has to be read again".into()));
+        };
+        let mut report = Report::default();
+        let mut changes = Changes::default();
+        for service in changed {
+            state.apply(service, &self.shapes, &mut |_| None, &mut changes, &mut report.set_aside);
+        }
+        let mut batch = Batch::new(table_family(self.family), TABLE, None);
+        self.declare_classes(&mut batch, &mut state);
+        report.changes = self.write(&mut batch, changes);
+        self.nft.commit(&mut batch).map_err(|error| Error(error.to_string()))?;
+        self.state = Some(state);
+        Ok(report)
+    }
+
+    fn intact(&mut self) -> bool {
+        let Ok(generation) = self.nft.generation() else { return true };
+        if generation == self.generation {
+            return true;
+        }
+        let rules = |chains: Vec<layout::Chain>| chains.iter().map(|chain| chain.rules.len()).sum::<usize>();
+        let _ = (rules(base_chains()), inner_chains as fn(&NodeFacts) -> Vec<layout::Chain>);
+        self.generation = generation;
+        true
+    }
+
+    fn cleanup(&mut self) -> Result<(), Error> {
+        self.state = None;
+        let family = table_family(self.family);
+        let exists = self
+            .nft
+            .has_table(family, TABLE)
+            .map_err(|error| Error(format!("cannot look for table {TABLE}: {error}")))?;
+        if !exists {
+            return Ok(());
+        }
+        let mut batch = Batch::new(family, TABLE, None);
+        batch.delete_table();
+        self.nft.commit(&mut batch).map_err(|error| Error(format!("cannot remove table {TABLE}: {error}")))
+    }
+}

@@ -1,0 +1,175 @@
+//! Classes: the few ways in which an endpoint is chosen, each with a chain that all Services of the class share.
+
+use std::collections::HashMap;
+
+use nftables::expr::MetaKey;
+
+use super::layout::{LOCAL_OFFSET, NUMBER_BITS, NUMBER_MASK, address_field};
+use super::words::*;
+use crate::kernel::nftrule::{LearnAction, Step};
+use crate::model::Family;
+
+/// A way to choose an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Class {
+    /// Only from the endpoints of this node.
+    pub local: bool,
+    /// Number of slots to draw from, at least 1.
+    pub size: u32,
+    /// ClientIP affinity: seconds that a client is remembered.
+    pub affinity: Option<u32>,
+}
+
+/// The classes in use and their indices.
+#[derive(Debug, Default)]
+pub struct Classes {
+    indices: HashMap<Class, u32>,
+    highest: u32,
+    /// Classes that the kernel does not know yet.
+    fresh: Vec<(u32, Class)>,
+}
+
+/// Class 0 means: no endpoint. It has no chain, so the packet goes on unchanged.
+pub const NO_CLASS: u32 = 0;
+const MAX_CLASSES: u32 = (1 << (32 - NUMBER_BITS)) - 1;
+
+// === impl Class ===
+
+impl Class {
+    /// Name of its chain: `cluster-3`, `local-2-sticky-10800`.
+    pub fn chain(&self) -> String {
+        let group = if self.local { "local" } else { "cluster" };
+        match self.affinity {
+            None => format!("{group}-{}", self.size),
+            Some(seconds) => format!("{group}-{}-sticky-{seconds}", self.size),
+        }
+    }
+
+    /// The class of a chain that [`Class::chain`] named.
+    pub fn of_chain(name: &str) -> Option<Self> {
+        let (local, rest) = match name.split_once('-')? {
+            ("local", rest) => (true, rest),
+            ("cluster", rest) => (false, rest),
+            _ => return None,
+        };
+        let (size, affinity) = match rest.split_once("-sticky-") {
+            None => (rest, None),
+            Some((size, seconds)) => (size, Some(seconds.parse().ok()?)),
+        };
+        let class = Self { local, size: size.parse().ok()?, affinity };
+        (class.chain() == name).then_some(class)
+    }
+
+    /// The rules of its chain.
+    pub fn rules(&self, family: Family) -> Vec<Vec<Step>> {
+        match self.affinity {
+            None => self.plain_rules(family),
+            Some(seconds) => self.sticky_rules(family, seconds),
+        }
+    }
+
+    /// Draw a slot, go to the endpoint in it.
+    fn plain_rules(&self, family: Family) -> Vec<Vec<Step>> {
+        vec![vec![only_number()], vec![dnat(family, map(concat([priority(), self.draw()]), "endpoints"))]]
+    }
+
+    /// A client that is remembered goes where it went, if that endpoint is still there. Else a slot is drawn and
+    /// remembered; when there is no room to remember it, the last rule still balances.
+    fn sticky_rules(&self, family: Family, seconds: u32) -> Vec<Vec<Step>> {
+        let slots = if self.local { "local-slots" } else { "slots" };
+        let client = || concat([address_field(family, "saddr"), and(priority(), NUMBER_MASK)]);
+        let known = concat([address_field(family, "saddr"), priority()]);
+        vec![
+            vec![only_number()],
+            vec![
+                set(MetaKey::Priority, map(known, "affinity")),
+                learn(LearnAction::Update(seconds), "affinity", client(), priority()),
+                dnat(family, map(priority(), slots)),
+            ],
+            vec![only_number()],
+            vec![set(MetaKey::Priority, map(concat([priority(), self.draw()]), "draw"))],
+            vec![learn(LearnAction::Delete, "affinity", client(), priority())],
+            vec![learn(LearnAction::Add(seconds), "affinity", client(), priority())],
+            vec![dnat(family, map(priority(), slots))],
+        ]
+    }
+
+    fn draw(&self) -> Value {
+        random(self.size, self.offset())
+    }
+
+    /// Where this class's slots begin.
+    pub fn offset(&self) -> u32 {
+        if self.local { LOCAL_OFFSET } else { 0 }
+    }
+}
+
+fn priority() -> Value {
+    meta(MetaKey::Priority)
+}
+
+/// Removes class or slot, leaves the number of the Service port.
+fn only_number() -> Step {
+    set(MetaKey::Priority, and(priority(), NUMBER_MASK))
+}
+
+// === impl Classes ===
+
+impl Classes {
+    /// The index of a class, a new one if it is new. `None` when there is no room for another class.
+    pub fn index(&mut self, class: Class) -> Option<u32> {
+        if let Some(&index) = self.indices.get(&class) {
+            return Some(index);
+        }
+        let index = self.highest + 1;
+        (index <= MAX_CLASSES && self.adopt(index << NUMBER_BITS, class)).then(|| {
+            self.fresh.push((index, class));
+            index
+        })
+    }
+
+    /// Takes over a class that the kernel knows by this key. `false` when that contradicts another one.
+    pub fn adopt(&mut self, key: u32, class: Class) -> bool {
+        let index = key >> NUMBER_BITS;
+        self.highest = self.highest.max(index);
+        key == index << NUMBER_BITS && index != NO_CLASS && self.indices.insert(class, index).is_none()
+    }
+
+    /// The classes that came up since this was last asked, with their indices.
+    pub fn take_fresh(&mut self) -> Vec<(u32, Class)> {
+        std::mem::take(&mut self.fresh)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_names_its_class() {
+        for (class, name) in [
+            (Class { local: false, size: 3, affinity: None }, "cluster-3"),
+            (Class { local: true, size: 1000, affinity: None }, "local-1000"),
+            (Class { local: false, size: 2, affinity: Some(10800) }, "cluster-2-sticky-10800"),
+        ] {
+            assert_eq!(class.chain(), name);
+            assert_eq!(Class::of_chain(name), Some(class));
+        }
+        for foreign in ["cluster-ip", "local", "cluster-03", "cluster-3-sticky-", "services", "cluster-ip-check"] {
+            assert_eq!(Class::of_chain(foreign), None, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn classes_keep_their_index() {
+        let mut classes = Classes::default();
+        let three = Class { local: false, size: 3, affinity: None };
+        assert_eq!(classes.index(three), Some(1));
+        assert_eq!(classes.index(Class { size: 4, ..three }), Some(2));
+        assert_eq!(classes.index(three), Some(1));
+        assert_eq!(classes.take_fresh().len(), 2);
+        assert!(!classes.adopt(7 << NUMBER_BITS, three), "a class has one index");
+        assert!(classes.adopt(9 << NUMBER_BITS, Class { size: 5, ..three }));
+        assert_eq!(classes.index(Class { size: 6, ..three }), Some(10));
+    }
+}

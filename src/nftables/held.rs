@@ -1,0 +1,153 @@
+//! What the kernel holds already: read once at a start, so that only differences are written.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+
+use super::class::{Class, Classes};
+use super::footprint::{entrances, number_of};
+use super::layout::{Set, TABLE, base_chains, inner_chains, sets, table_family};
+use super::record::{Footprint, Records, Shapes, read_number, set_of};
+use crate::kernel::nftables::{Nftables, Value};
+use crate::plan::{NodeFacts, PortPlan};
+
+/// The state of our table in the kernel.
+pub enum Kernel {
+    /// There is none.
+    Absent,
+    /// There is one of another layout: upstream's, or another version's.
+    Foreign,
+    /// It is ours, with these elements.
+    Ours(Held),
+}
+
+/// Elements of our table. What is still in here at the end is not wanted any more.
+#[derive(Default)]
+pub struct Held {
+    /// Set and key → the whole record.
+    records: HashMap<Box<[u8]>, Box<[u8]>>,
+    /// Number of a Service port → records keyed by it.
+    by_number: HashMap<u32, Vec<Box<[u8]>>>,
+    /// Numbers that were recalled.
+    taken: HashSet<u32>,
+    /// Classes and their indices.
+    pub classes: Classes,
+    /// Whether traffic is being served: all base chains are there.
+    pub hooked: bool,
+}
+
+/// Reads what there is.
+///
+/// # Errors
+/// When the kernel cannot be asked, or when the ruleset changed while it was read.
+pub fn read(nft: &mut Nftables, facts: &NodeFacts, shapes: &Shapes) -> io::Result<Kernel> {
+    let family = table_family(facts.family);
+    if !nft.has_table(family, TABLE)? {
+        return Ok(Kernel::Absent);
+    }
+    let specs = sets(facts.family);
+    let found = nft.sets(family, TABLE)?;
+    let chains = nft.chains(family, TABLE)?;
+    let base = base_chains();
+    let known: HashSet<&str> =
+        base.iter().map(|chain| chain.name).chain(inner_chains(facts).iter().map(|chain| chain.name)).collect();
+    let named_as_ours = |(name, _): &(String, bool)| known.contains(&**name) || Class::of_chain(name).is_some();
+    let same_sets = found.len() == specs.len() && specs.iter().all(|spec| found.iter().any(|read| spec.is(read)));
+    if !same_sets || !chains.iter().all(named_as_ours) {
+        return Ok(Kernel::Foreign);
+    }
+    let hooks = chains.iter().filter(|(_, hooked)| *hooked).count();
+    let mut held = Held { hooked: hooks == base.len(), ..Held::default() };
+    if hooks != 0 && !held.hooked {
+        return Ok(Kernel::Foreign);
+    }
+    for set in Set::ALL {
+        let readable = match set {
+            Set::Classes => held.read_classes(nft, facts)?,
+            // Written by packets, not by us.
+            Set::Affinity => true,
+            set => held.read_records(nft, facts, shapes, set)?,
+        };
+        if !readable {
+            return Ok(Kernel::Foreign);
+        }
+    }
+    Ok(Kernel::Ours(held))
+}
+
+// === impl Held ===
+
+impl Held {
+    fn read_classes(&mut self, nft: &mut Nftables, facts: &NodeFacts) -> io::Result<bool> {
+        let name = sets(facts.family)[Set::Classes as usize].name;
+        let mut readable = true;
+        nft.elements(table_family(facts.family), TABLE, name, |element| {
+            let class = if let Value::Goto(chain) = element.data { Class::of_chain(chain) } else { None };
+            readable &= class.is_some_and(|class| self.classes.adopt(read_number(element.key), class));
+        })?;
+        Ok(readable)
+    }
+
+    fn read_records(&mut self, nft: &mut Nftables, facts: &NodeFacts, shapes: &Shapes, set: Set) -> io::Result<bool> {
+        let name = sets(facts.family)[set as usize].name;
+        let mut record = Vec::new();
+        let mut readable = true;
+        nft.elements(table_family(facts.family), TABLE, name, |element| {
+            match shapes.record(set, &element, &mut record) {
+                Some(()) => self.keep(&record, shapes),
+                None => readable = false,
+            }
+        })?;
+        Ok(readable)
+    }
+
+    fn keep(&mut self, record: &[u8], shapes: &Shapes) {
+        if !set_of(record).is_counted()
+            && let Some(number) = number_of(record, shapes)
+        {
+            self.by_number.entry(number).or_default().push(record.into());
+        }
+        self.records.insert(shapes.identity(record).into(), record.into());
+    }
+
+    /// Number and slots of a Service port that an earlier process programmed.
+    pub fn recall(&mut self, plan: &PortPlan, shapes: &Shapes) -> Option<(u32, Footprint)> {
+        let number = self.number(&entrances(plan), shapes)?;
+        self.taken.insert(number).then(|| (number, self.slots(number)))
+    }
+
+    /// The highest number in use.
+    pub fn highest_number(&self, shapes: &Shapes) -> u32 {
+        self.records.values().filter_map(|record| number_of(record, shapes)).max().unwrap_or(0)
+    }
+
+    /// The number that the first of these entrances leads to.
+    fn number(&self, entrances: &Footprint, shapes: &Shapes) -> Option<u32> {
+        entrances
+            .records(shapes)
+            .filter_map(|record| self.records.get(shapes.identity(record)))
+            .filter_map(|record| number_of(record, shapes))
+            .find(|&number| number != 0)
+    }
+
+    /// The records that are keyed by a number, for their slots.
+    fn slots(&mut self, number: u32) -> Footprint {
+        let mut records = Records::default();
+        for record in self.by_number.remove(&number).unwrap_or_default() {
+            records.push(set_of(&record), &[&record[1..]]);
+        }
+        records.finish()
+    }
+
+    /// Takes note that a record is wanted; returns whether it must be added, and what must go before.
+    pub fn want(&mut self, record: &[u8], shapes: &Shapes) -> (bool, Option<Box<[u8]>>) {
+        match self.records.remove(shapes.identity(record)) {
+            Some(held) if *held == *record => (false, None),
+            other => (true, other),
+        }
+    }
+
+    /// What nobody wanted.
+    pub fn leftovers(self) -> impl Iterator<Item = Box<[u8]>> {
+        self.records.into_values()
+    }
+}

@@ -1,0 +1,203 @@
+//! Bringing a whole table to a plan: the first load, a restart, a take-over from upstream, a repair.
+//!
+//! Elements come first, in portions, and the hooks last, so that there is never half a ruleset at work; what is there
+//! already is kept. Only a table of another layout is replaced by ours at one stroke.
+
+use std::io;
+
+use super::footprint::of_node;
+use super::held::{Held, Kernel, read};
+use super::layout::{Chain, TABLE, TABLE_COMMENT, base_chains, inner_chains, table_family};
+use super::state::{Changes, SetAside, State};
+use super::{Table, add_rules};
+use crate::backend::{Error, Report};
+use crate::kernel::nftables::{Batch, CommitError};
+use crate::plan::{NodeFacts, NodePortAddresses, ServicePlan};
+
+/// Bytes of records in a transaction of the first load. Small enough not to keep a Pi's kernel busy for long.
+const PORTION: usize = 128 << 10;
+/// How often the table is read again when somebody else changes the ruleset meanwhile.
+const READ_ATTEMPTS: usize = 5;
+
+/// Why a load failed.
+pub(super) enum Failure {
+    /// The kernel did not take it.
+    Refused(CommitError),
+    /// The kernel did not tell what it holds.
+    Unreadable(io::Error),
+}
+
+/// How carefully Services are written.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Care {
+    /// In portions; one refusal fails the load.
+    #[default]
+    Portions,
+    /// Each Service in its own transaction; what is refused is set aside.
+    OneByOne,
+}
+
+impl Table {
+    /// Writes the table anew, or corrects the one that is there.
+    pub(super) fn load(
+        &mut self,
+        facts: &NodeFacts,
+        services: &mut dyn Iterator<Item = ServicePlan>,
+    ) -> Result<Report, Error> {
+        let outcome = self.load_with(facts, services, self.care);
+        self.care = match outcome {
+            Err(Failure::Refused(_)) => Care::OneByOne,
+            _ => Care::Portions,
+        };
+        outcome.map_err(|failure| match failure {
+            Failure::Refused(error) => Error(error.to_string()),
+            Failure::Unreadable(error) => Error(format!("cannot read the nftables ruleset: {error}")),
+        })
+    }
+
+    fn load_with(
+        &mut self,
+        facts: &NodeFacts,
+        services: &mut dyn Iterator<Item = ServicePlan>,
+        care: Care,
+    ) -> Result<Report, Failure> {
+        let (kernel, generation) = self.read_stable(facts)?;
+        let family = table_family(self.family);
+        let mut batch = Batch::new(family, TABLE, Some(generation));
+        let (mut held, hooked, foreign) = match kernel {
+            Kernel::Ours(held) => (held, true, false),
+            Kernel::Absent => (Held::default(), false, false),
+            Kernel::Foreign => (Held::default(), false, true),
+        };
+        let hooked = hooked && held.hooked;
+        let at_one_stroke = foreign && care == Care::Portions;
+        let portion = if at_one_stroke { usize::MAX } else { PORTION };
+        if foreign {
+            batch.delete_table();
+        }
+        self.declare(&mut batch, facts, hooked);
+
+        let mut state = State::with(std::mem::take(&mut held.classes));
+        state.numbers.begin_after(held.highest_number(&self.shapes));
+        let mut report = Report::default();
+        let mut changes = Changes::default();
+        self.want(&mut held, of_node(&facts.service_cidrs, node_port_ips(facts)), &mut changes);
+        if care == Care::OneByOne {
+            report.changes += self.flush(&mut batch, &mut state, &mut changes)?;
+        }
+        for service in services {
+            let mut wanted = Changes::default();
+            let (shapes, recalled) = (self.shapes, &mut held);
+            state.apply(
+                &service,
+                &shapes,
+                &mut |plan| recalled.recall(plan, &shapes),
+                &mut wanted,
+                &mut report.set_aside,
+            );
+            self.want(&mut held, wanted.finish().1, &mut changes);
+            if care == Care::OneByOne {
+                match self.flush(&mut batch, &mut state, &mut changes) {
+                    Ok(count) => report.changes += count,
+                    Err(error) => set_aside(&service, &error, &mut report.set_aside, &mut state, self),
+                }
+            } else if changes.size() > portion {
+                report.changes += self.flush(&mut batch, &mut state, &mut changes)?;
+            }
+        }
+        held.leftovers().for_each(|record| changes.remove(&record));
+        report.changes += self.stage(&mut batch, &mut state, &mut changes);
+        if !hooked {
+            add_chains(&mut batch, &base_chains());
+        }
+        self.nft.commit(&mut batch)?;
+        self.state = Some(state);
+        self.generation = self.nft.generation().unwrap_or(0);
+        Ok(report)
+    }
+
+    /// Reads what the kernel holds, and the generation of the ruleset that this is.
+    fn read_stable(&mut self, facts: &NodeFacts) -> io::Result<(Kernel, u32)> {
+        for _ in 0..READ_ATTEMPTS {
+            let before = self.nft.generation()?;
+            match read(&mut self.nft, facts, &self.shapes) {
+                Ok(kernel) if self.nft.generation()? == before => return Ok((kernel, before)),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::Error::other("other programs change it all the time"))
+    }
+
+    /// Declares the table, its sets and inner chains. The base chains of a table that is at work get their rules too.
+    fn declare(&self, batch: &mut Batch, facts: &NodeFacts, hooked: bool) {
+        batch.add_table(TABLE_COMMENT);
+        self.specs.iter().for_each(|set| batch.add_set(set));
+        let mut chains = inner_chains(facts);
+        if hooked {
+            chains.extend(base_chains());
+        }
+        add_chains(batch, &chains);
+    }
+
+    /// Notes what has to change so that these elements are there.
+    fn want(&self, held: &mut Held, wanted: super::record::Footprint, changes: &mut Changes) {
+        for record in wanted.records(&self.shapes) {
+            let (missing, in_the_way) = held.want(record, &self.shapes);
+            if let Some(other) = in_the_way {
+                changes.remove(&other);
+            }
+            if missing {
+                changes.add(record);
+            }
+        }
+    }
+
+    fn stage(&self, batch: &mut Batch, state: &mut State, changes: &mut Changes) -> usize {
+        self.declare_classes(batch, state);
+        self.write(batch, std::mem::take(changes))
+    }
+
+    fn flush(&mut self, batch: &mut Batch, state: &mut State, changes: &mut Changes) -> Result<usize, CommitError> {
+        let count = self.stage(batch, state, changes);
+        self.nft.commit(batch).map(|()| count)
+    }
+}
+
+/// Adds chains, or empties those that are there, and fills them with their rules.
+fn add_chains(batch: &mut Batch, chains: &[Chain]) {
+    for chain in chains {
+        batch.add_chain(chain.name, chain.hook, "");
+    }
+    for chain in chains {
+        batch.flush_chain(chain.name);
+        add_rules(batch, chain.name, &chain.rules);
+    }
+}
+
+fn node_port_ips(facts: &NodeFacts) -> &[std::net::IpAddr] {
+    match &facts.node_port_addresses {
+        NodePortAddresses::All => &[],
+        NodePortAddresses::Only(addresses) => addresses,
+    }
+}
+
+fn set_aside(service: &ServicePlan, error: &CommitError, aside: &mut SetAside, state: &mut State, table: &Table) {
+    state.forget(&service.name, &table.shapes);
+    aside.extend(service.ports.iter().map(|port| (port.name.clone(), error.to_string())));
+}
+
+// === impl Failure ===
+
+impl From<CommitError> for Failure {
+    fn from(error: CommitError) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Unreadable(error)
+    }
+}

@@ -1,0 +1,208 @@
+//! What was programmed, and the changes that lead from there to what is wanted. Pure bookkeeping: no kernel.
+
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+
+use super::class::Classes;
+use super::footprint::lay_out;
+use super::layout::NUMBER_MASK;
+use super::record::{Footprint, Records, Shapes, set_of};
+use crate::model::{ObjectName, Protocol};
+use crate::plan::{PortName, PortPlan, ServicePlan};
+
+/// What was programmed.
+#[derive(Default)]
+pub struct State {
+    services: HashMap<ObjectName, Vec<Port>>,
+    /// Ways to choose an endpoint.
+    pub classes: Classes,
+    /// Numbers of the Service ports.
+    pub numbers: Numbers,
+    shared: Shared,
+}
+
+/// A programmed Service port.
+struct Port {
+    name: Rc<str>,
+    protocol: Protocol,
+    number: u32,
+    footprint: Footprint,
+}
+
+/// Numbers for Service ports. One that became free is used again as late as possible: clients may still be remembered
+/// under it.
+#[derive(Default)]
+pub struct Numbers {
+    highest: u32,
+    free: VecDeque<u32>,
+}
+
+/// Elements that several Service ports want, with their count.
+#[derive(Default)]
+pub struct Shared(HashMap<Box<[u8]>, u32>);
+
+/// Elements to remove and to add.
+#[derive(Default)]
+pub struct Changes {
+    gone: Records,
+    added: Records,
+}
+
+/// Tells number and slots of a Service port that an earlier process programmed.
+pub type Recall<'a> = &'a mut dyn FnMut(&PortPlan) -> Option<(u32, Footprint)>;
+
+/// Service ports that cannot be programmed, and why.
+pub type SetAside = Vec<(PortName, String)>;
+
+// === impl State ===
+
+impl State {
+    /// Nothing programmed yet, but for these classes.
+    pub fn with(classes: Classes) -> Self {
+        Self { classes, ..Self::default() }
+    }
+
+    /// Brings a Service to its new plan. A port that is new here may be known to the kernel: `recall` tells its number
+    /// and slots.
+    pub fn apply(
+        &mut self,
+        service: &ServicePlan,
+        shapes: &Shapes,
+        recall: Recall<'_>,
+        changes: &mut Changes,
+        set_aside: &mut SetAside,
+    ) {
+        let mut old = self.services.remove(&service.name).unwrap_or_default();
+        let mut ports = Vec::with_capacity(service.ports.len());
+        for plan in &service.ports {
+            let known = old.iter().position(|port| port.is(plan)).map(|at| old.swap_remove(at));
+            let before = known.as_ref().map(|port| port.footprint.clone()).unwrap_or_default();
+            let known = known.map(|port| (port.number, port.footprint)).or_else(|| recall(plan));
+            let Some((number, slots)) =
+                known.or_else(|| self.numbers.take().map(|number| (number, Footprint::default())))
+            else {
+                set_aside.push((plan.name.clone(), "there are too many Service ports".into()));
+                continue;
+            };
+            let footprint = lay_out(plan, number, &mut self.classes, shapes, &slots).unwrap_or_else(|reason| {
+                set_aside.push((plan.name.clone(), reason));
+                Footprint::default()
+            });
+            self.shared.difference(&before, &footprint, shapes, changes);
+            ports.push(Port { name: plan.name.port.clone(), protocol: plan.name.protocol, number, footprint });
+        }
+        for port in old {
+            self.shared.difference(&port.footprint, &Footprint::default(), shapes, changes);
+            self.numbers.free.push_back(port.number);
+        }
+        if !ports.is_empty() {
+            self.services.insert(service.name.clone(), ports);
+        }
+    }
+
+    /// Takes a Service back whose changes the kernel refused.
+    pub fn forget(&mut self, service: &ObjectName, shapes: &Shapes) {
+        for port in self.services.remove(service).unwrap_or_default() {
+            self.shared.difference(&port.footprint, &Footprint::default(), shapes, &mut Changes::default());
+            self.numbers.free.push_back(port.number);
+        }
+    }
+
+    /// All ports with their numbers.
+    pub fn ports(&self) -> impl Iterator<Item = (PortName, u32)> {
+        self.services.iter().flat_map(|(service, ports)| {
+            ports.iter().map(move |port| {
+                (PortName { service: service.clone(), port: port.name.clone(), protocol: port.protocol }, port.number)
+            })
+        })
+    }
+}
+
+// === impl Port ===
+
+impl Port {
+    fn is(&self, plan: &PortPlan) -> bool {
+        self.name == plan.name.port && self.protocol == plan.name.protocol
+    }
+}
+
+// === impl Numbers ===
+
+impl Numbers {
+    /// A number that no port has.
+    fn take(&mut self) -> Option<u32> {
+        if self.highest < NUMBER_MASK {
+            self.highest += 1;
+            return Some(self.highest);
+        }
+        self.free.pop_front()
+    }
+
+    /// Leaves out all numbers up to this one.
+    pub fn begin_after(&mut self, number: u32) {
+        self.highest = self.highest.max(number);
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    /// Adds what changes between two footprints; of shared elements, only the first and the last user count.
+    fn difference(&mut self, old: &Footprint, new: &Footprint, shapes: &Shapes, changes: &mut Changes) {
+        let (mut gone, mut added) = (Vec::new(), Vec::new());
+        old.difference(new, shapes, |record| gone.push(record), |record| added.push(record));
+        for record in added {
+            if !set_of(record).is_shared() || self.add(record) {
+                changes.added.push_record(record);
+            }
+        }
+        for record in gone {
+            if !set_of(record).is_shared() || self.remove(record) {
+                changes.gone.push_record(record);
+            }
+        }
+    }
+
+    fn add(&mut self, record: &[u8]) -> bool {
+        if let Some(count) = self.0.get_mut(record) {
+            *count += 1;
+            return false;
+        }
+        self.0.insert(record.into(), 1);
+        true
+    }
+
+    fn remove(&mut self, record: &[u8]) -> bool {
+        match self.0.get_mut(record) {
+            Some(count) if *count > 1 => {
+                *count -= 1;
+                false
+            }
+            _ => self.0.remove(record).is_some(),
+        }
+    }
+}
+
+// === impl Changes ===
+
+impl Changes {
+    /// Wants this element gone.
+    pub fn remove(&mut self, record: &[u8]) {
+        self.gone.push_record(record);
+    }
+
+    /// Wants this element added.
+    pub fn add(&mut self, record: &[u8]) {
+        self.added.push_record(record);
+    }
+
+    /// Bytes of all records: a measure of the size of the transaction.
+    pub fn size(&self) -> usize {
+        self.gone.size() + self.added.size()
+    }
+
+    /// What to remove and what to add.
+    pub fn finish(self) -> (Footprint, Footprint) {
+        (self.gone.finish(), self.added.finish())
+    }
+}
