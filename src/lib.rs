@@ -6,6 +6,7 @@
 //! `agent` walks the line in a loop; `observe` looks on.
 
 pub mod backend;
+pub mod cli;
 pub mod config;
 pub mod kernel;
 pub mod model;

@@ -90,6 +90,8 @@ const VERDICT_GOTO: i32 = -4;
 
 /// User data that nft keeps comments in: one type byte, one length byte, a NUL-terminated text.
 const UDATA_COMMENT: u8 = 0;
+const UDATA_SET_KEY_BYTE_ORDER: u8 = 0;
+const UDATA_SET_DATA_BYTE_ORDER: u8 = 1;
 const UDATA_SET_COMMENT: u8 = 7;
 
 /// One message must stay below netlink's 64 KiB for the element list.
@@ -298,6 +300,15 @@ impl Field {
         fields.iter().fold(0, |all, &field| all << 6 | field as u32)
     }
 
+    /// nft's `enum byteorder`: of this machine, of the network, or a concatenation that has none.
+    fn byte_order(fields: &[Self]) -> u32 {
+        match fields {
+            [Self::Mark | Self::ClassId] => 1,
+            [_] => 2,
+            _ => 0,
+        }
+    }
+
     /// Bytes of the concatenation of some fields. A lone field is not padded.
     pub fn total(fields: &[Self]) -> usize {
         match fields {
@@ -333,6 +344,20 @@ impl SetSpec {
             Some(Data::Verdict) => DATA_TYPE_VERDICT,
             Some(Data::Fields(fields)) => Field::concatenated(fields),
         }
+    }
+
+    /// What nft needs to know to print the set: byte orders and the comment.
+    fn userdata(&self) -> Vec<u8> {
+        let byte_order = |kind, fields: &[Field]| {
+            let [a, b, c, d] = Field::byte_order(fields).to_ne_bytes();
+            [kind, 4, a, b, c, d]
+        };
+        let mut userdata = byte_order(UDATA_SET_KEY_BYTE_ORDER, self.key).to_vec();
+        if let Some(Data::Fields(fields)) = self.data {
+            userdata.extend(byte_order(UDATA_SET_DATA_BYTE_ORDER, fields));
+        }
+        userdata.extend(comment_data(UDATA_SET_COMMENT, self.comment));
+        userdata
     }
 
     /// Whether a set that was read from the kernel is this one.
@@ -465,7 +490,7 @@ impl Batch {
                 });
             });
         }
-        b.attr(SET_USERDATA, &comment_data(UDATA_SET_COMMENT, set.comment));
+        b.attr(SET_USERDATA, &set.userdata());
         if set.counter {
             b.nest(SET_EXPR, |b| b.text(EXPR_NAME, "counter"));
         }

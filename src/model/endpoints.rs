@@ -52,3 +52,15 @@ pub struct Endpoint {
     /// Weight from the slice's annotation; `None` takes the Service's.
     pub weight: Option<u16>,
 }
+
+// === impl EndpointSlice ===
+
+impl EndpointSlice {
+    /// Whether both say the same of their endpoints; when that came about does not matter.
+    pub fn same_endpoints(&self, other: &Self) -> bool {
+        self.service == other.service
+            && self.family == other.family
+            && self.ports == other.ports
+            && self.endpoints == other.endpoints
+    }
+}

@@ -1,6 +1,308 @@
-//! All objects that matter, and which Services were touched since they were last looked at.
+//! All objects that matter, and what was touched since that was last asked.
+//!
+//! Slices are kept by Service, so that planning one Service looks at its own slices only.
 
-/// Keeps the objects.
-pub struct Store;
+use std::collections::{HashMap, HashSet};
+
+use ipnet::IpNet;
+
+use super::{EndpointSlice, Event, Kind, Node, ObjectName, Service};
+
+/// The objects, as the source told of them.
+#[derive(Default)]
+pub struct Store {
+    services: HashMap<ObjectName, Kept<Service>>,
+    slices: HashMap<ObjectName, Vec<NamedSlice>>,
+    /// Slice → its Service.
+    owners: HashMap<ObjectName, ObjectName>,
+    node: Option<Node>,
+    service_cidrs: HashMap<Box<str>, Kept<Vec<IpNet>>>,
+    rounds: [Round; 4],
+    dirty: Dirty,
+}
+
 /// What changed.
-pub struct Dirty;
+#[derive(Debug, Default)]
+pub struct Dirty {
+    /// Services that changed themselves or whose endpoints did.
+    pub services: HashSet<ObjectName>,
+    /// This node's object changed.
+    pub node: bool,
+    /// The ServiceCIDRs changed.
+    pub service_cidrs: bool,
+    /// When the changes of slices happened: nanoseconds since the epoch.
+    pub triggers: Vec<u64>,
+    /// Service events and slice events that changed something.
+    pub events: (u64, u64),
+}
+
+struct NamedSlice {
+    name: ObjectName,
+    kept: Kept<EndpointSlice>,
+}
+
+/// An object with the round in which it was last named.
+struct Kept<T> {
+    object: T,
+    round: u32,
+}
+
+/// Complete lists of one kind of object, counted.
+#[derive(Clone, Copy, Default)]
+struct Round {
+    current: u32,
+    complete: bool,
+}
+
+// === impl Store ===
+
+impl Store {
+    /// Takes in what a source tells.
+    pub fn apply(&mut self, event: Event) {
+        match event {
+            Event::ListStart(kind) => self.rounds[kind as usize].current += 1,
+            Event::ListEnd(kind) => self.end_round(kind),
+            Event::Service(name, service) => self.apply_service(name, service),
+            Event::EndpointSlice(name, Some(slice)) => self.put_slice(name, slice),
+            Event::EndpointSlice(name, None) => self.drop_slice(&name),
+            Event::Node(node) => {
+                // A deleted Node keeps its last known state (contract 3.6).
+                if node.is_some() && node != self.node {
+                    self.node = node;
+                    self.dirty.node = true;
+                }
+            }
+            Event::ServiceCidr(name, cidrs) => {
+                let round = self.round(Kind::ServiceCidr);
+                let known = self.service_cidrs.get(&name).map(|kept| &kept.object);
+                self.dirty.service_cidrs |= known != cidrs.as_ref();
+                match cidrs {
+                    Some(object) => drop(self.service_cidrs.insert(name, Kept { object, round })),
+                    None => drop(self.service_cidrs.remove(&name)),
+                }
+            }
+        }
+    }
+
+    /// Whether Services and EndpointSlices have been listed completely: before that, nothing may be programmed.
+    pub fn is_complete(&self) -> bool {
+        self.rounds[Kind::Service as usize].complete && self.rounds[Kind::EndpointSlice as usize].complete
+    }
+
+    /// Whether the Node has been listed, be it there or not.
+    pub fn knows_node(&self) -> bool {
+        self.rounds[Kind::Node as usize].complete
+    }
+
+    /// Whether the ServiceCIDRs have been listed.
+    pub fn knows_service_cidrs(&self) -> bool {
+        self.rounds[Kind::ServiceCidr as usize].complete
+    }
+
+    /// What changed since this was last called.
+    pub fn take_dirty(&mut self) -> Dirty {
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// Whether there is anything to take.
+    pub fn is_dirty(&self) -> bool {
+        !self.dirty.services.is_empty() || self.dirty.node || self.dirty.service_cidrs
+    }
+
+    /// Names of all Services.
+    pub fn services(&self) -> impl Iterator<Item = &ObjectName> {
+        self.services.keys()
+    }
+
+    /// A Service.
+    pub fn service(&self, name: &ObjectName) -> Option<&Service> {
+        self.services.get(name).map(|kept| &kept.object)
+    }
+
+    /// The slices of a Service.
+    pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> + Clone {
+        self.slices.get(service).into_iter().flatten().map(|slice| &slice.kept.object)
+    }
+
+    /// This node.
+    pub fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
+    /// All ranges that ClusterIPs are taken from.
+    pub fn service_cidrs(&self) -> impl Iterator<Item = IpNet> {
+        self.service_cidrs.values().flat_map(|kept| kept.object.iter().copied())
+    }
+
+    fn round(&self, kind: Kind) -> u32 {
+        self.rounds[kind as usize].current
+    }
+
+    /// What the list did not name is gone.
+    fn end_round(&mut self, kind: Kind) {
+        let round = self.round(kind);
+        self.rounds[kind as usize].complete = true;
+        match kind {
+            Kind::Service => {
+                let gone: Vec<_> = stale(&self.services, round);
+                gone.into_iter().for_each(|name| self.apply_service(name, None));
+            }
+            Kind::EndpointSlice => {
+                let slices = self.slices.values().flatten();
+                let gone: Vec<_> =
+                    slices.filter(|slice| slice.kept.round != round).map(|slice| slice.name.clone()).collect();
+                gone.iter().for_each(|name| self.drop_slice(name));
+            }
+            Kind::ServiceCidr => {
+                for name in stale(&self.service_cidrs, round) {
+                    self.service_cidrs.remove(&name);
+                    self.dirty.service_cidrs = true;
+                }
+            }
+            Kind::Node => {}
+        }
+    }
+
+    fn apply_service(&mut self, name: ObjectName, service: Option<Service>) {
+        let round = self.round(Kind::Service);
+        let changed = match (self.services.get_mut(&name), service) {
+            (Some(kept), Some(service)) => {
+                kept.round = round;
+                let changed = kept.object != service;
+                kept.object = service;
+                changed
+            }
+            (None, Some(object)) => {
+                self.services.insert(name.clone(), Kept { object, round });
+                true
+            }
+            (Some(_), None) => {
+                self.services.remove(&name);
+                true
+            }
+            (None, None) => false,
+        };
+        if changed {
+            self.dirty.events.0 += 1;
+            self.dirty.services.insert(name);
+        }
+    }
+
+    fn put_slice(&mut self, name: ObjectName, slice: EndpointSlice) {
+        if self.owners.get(&name).is_some_and(|owner| *owner != slice.service) {
+            self.drop_slice(&name);
+        }
+        let round = self.round(Kind::EndpointSlice);
+        let service = self.services.get_key_value(&slice.service).map_or(&slice.service, |(known, _)| known).clone();
+        let siblings = self.slices.entry(service.clone()).or_default();
+        match siblings.iter_mut().find(|sibling| sibling.name == name) {
+            Some(sibling) => {
+                sibling.kept.round = round;
+                if sibling.kept.object.same_endpoints(&slice) {
+                    return;
+                }
+                self.dirty.triggers.extend(slice.triggered);
+                sibling.kept.object = slice;
+            }
+            None => {
+                self.dirty.triggers.extend(slice.triggered);
+                siblings.push(NamedSlice { name: name.clone(), kept: Kept { object: slice, round } });
+                self.owners.insert(name, service.clone());
+            }
+        }
+        self.dirty.events.1 += 1;
+        self.dirty.services.insert(service);
+    }
+
+    fn drop_slice(&mut self, name: &ObjectName) {
+        let Some(service) = self.owners.remove(name) else { return };
+        if let Some(siblings) = self.slices.get_mut(&service) {
+            siblings.retain(|sibling| sibling.name != *name);
+            if siblings.is_empty() {
+                self.slices.remove(&service);
+            }
+        }
+        self.dirty.events.1 += 1;
+        self.dirty.services.insert(service);
+    }
+}
+
+fn stale<K: Clone + Eq + std::hash::Hash, T>(objects: &HashMap<K, Kept<T>>, round: u32) -> Vec<K> {
+    objects.iter().filter(|(_, kept)| kept.round != round).map(|(name, _)| name.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Family;
+
+    fn name(name: &str) -> ObjectName {
+        ObjectName::new("ns", name)
+    }
+
+    fn slice(service: &str, triggered: u64) -> EndpointSlice {
+        let endpoints = vec![];
+        EndpointSlice {
+            service: name(service),
+            family: Family::V4,
+            ports: vec![],
+            endpoints,
+            triggered: Some(triggered),
+        }
+    }
+
+    fn dirty(store: &mut Store) -> Vec<String> {
+        let mut names: Vec<_> = store.take_dirty().services.iter().map(|name| name.name().to_owned()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn only_real_changes_are_dirty() {
+        let mut store = Store::default();
+        store.apply(Event::Service(name("a"), Some(Service::default())));
+        store.apply(Event::EndpointSlice(name("a-1"), Some(slice("a", 1))));
+        assert_eq!(dirty(&mut store), ["a"]);
+        store.apply(Event::Service(name("a"), Some(Service::default())));
+        store.apply(Event::EndpointSlice(name("a-1"), Some(slice("a", 2))));
+        store.apply(Event::EndpointSlice(name("unknown"), None));
+        assert_eq!(dirty(&mut store), [""; 0]);
+    }
+
+    #[test]
+    fn a_slice_may_change_hands() {
+        let mut store = Store::default();
+        store.apply(Event::EndpointSlice(name("s"), Some(slice("a", 1))));
+        dirty(&mut store);
+        store.apply(Event::EndpointSlice(name("s"), Some(slice("b", 1))));
+        assert_eq!(dirty(&mut store), ["a", "b"]);
+        assert_eq!(store.slices(&name("a")).count(), 0);
+        assert_eq!(store.slices(&name("b")).count(), 1);
+        store.apply(Event::EndpointSlice(name("s"), None));
+        assert_eq!(dirty(&mut store), ["b"]);
+    }
+
+    #[test]
+    fn a_new_list_ends_what_it_does_not_name() {
+        let mut store = Store::default();
+        for kind in [Kind::Service, Kind::EndpointSlice] {
+            store.apply(Event::ListStart(kind));
+        }
+        for object in ["a", "b"] {
+            store.apply(Event::Service(name(object), Some(Service::default())));
+            store.apply(Event::EndpointSlice(name(object), Some(slice(object, 1))));
+        }
+        assert!(!store.is_complete());
+        store.apply(Event::ListEnd(Kind::Service));
+        store.apply(Event::ListEnd(Kind::EndpointSlice));
+        assert!(store.is_complete());
+        assert_eq!(dirty(&mut store), ["a", "b"]);
+
+        store.apply(Event::ListStart(Kind::Service));
+        store.apply(Event::Service(name("b"), Some(Service::default())));
+        store.apply(Event::Service(name("c"), Some(Service::default())));
+        store.apply(Event::ListEnd(Kind::Service));
+        assert_eq!(dirty(&mut store), ["a", "c"]);
+        assert!(store.service(&name("a")).is_none());
+    }
+}

@@ -3,6 +3,15 @@
 //! Pure functions of the model and the node's facts; every policy of the contract (sections 5 to 7) is decided here,
 //! once, for all backends. Must never touch the kernel or the clock.
 
+pub mod claims;
+pub mod endpoints;
+pub mod flows;
+mod ledger;
+mod traffic;
+
+pub use ledger::{HealthCheck, Ledger, Tally};
+pub use traffic::{Here, plan};
+
 use std::fmt;
 use std::net::IpAddr;
 use std::rc::Rc;

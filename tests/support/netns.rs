@@ -43,7 +43,13 @@ pub fn run(line: &str) -> String {
 
 /// Whether a shell command line succeeds.
 pub fn succeeds(line: &str) -> bool {
-    Command::new("sh").args(["-ec", line]).stdin(Stdio::null()).stderr(Stdio::null()).stdout(Stdio::null()).status().is_ok_and(|status| status.success())
+    Command::new("sh")
+        .args(["-ec", line])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
 }
 
 /// A name that no other call in this process gets.

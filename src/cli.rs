@@ -1,0 +1,147 @@
+//! From the words on the command line to what the program is to do.
+//!
+//! Decides between serving and the things that end by themselves; a flag's meaning is the business of `config`. Must
+//! neither print nor exit: whoever calls [`parse`] does that.
+
+mod arguments;
+mod help;
+
+use std::ffi::OsString;
+
+use argh::FromArgs;
+
+use crate::config::Options;
+use crate::config::flags::Flags;
+
+/// The release of Kubernetes whose kube-proxy this one stands in for.
+pub const KUBERNETES_VERSION: &str = "v1.36.2";
+
+/// What the program is to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Serve until told to stop.
+    Run(Options),
+    /// Do what needs full privileges, and end.
+    InitOnly(Options),
+    /// Print the ruleset that would be programmed, and end.
+    DryRun(Options),
+    /// Remove all that was ever programmed, and end.
+    Cleanup(Options),
+    /// Write the configuration in effect to a file, and end.
+    WriteConfig {
+        /// The file.
+        path: String,
+        /// The rest.
+        options: Options,
+    },
+    /// Show Services at work in namespaces of their own, and end.
+    Demo(Options),
+    /// Check this node, and end.
+    Doctor {
+        /// For machines.
+        json: bool,
+        /// The rest.
+        options: Options,
+    },
+}
+
+/// The end of the program before it began.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// For the shell.
+    pub code: u8,
+    /// For the reader, with no line break at its end.
+    pub message: String,
+    /// It is what was asked for, not a complaint.
+    pub to_stdout: bool,
+}
+
+/// Reads the arguments that follow the program's name.
+///
+/// # Errors
+/// An argument that is wrong (code 1), or help or version that were asked for (code 0).
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Exit> {
+    let mut words = args
+        .into_iter()
+        .map(|word| word.into_string().map_err(|word| Exit::refused(&format!("{word:?} is not UTF-8"))));
+    let mut words = words.by_ref().collect::<Result<Vec<_>, _>>()?;
+    let verb = words.first().filter(|word| matches!(&***word, "demo" | "doctor")).cloned();
+    if verb.is_some() {
+        words.remove(0);
+    }
+    let before = words.len();
+    if verb.as_deref() == Some("doctor") {
+        words.retain(|word| word != "--json");
+    }
+    let json = words.len() < before;
+    let options = options(&words)?;
+    Ok(match verb.as_deref() {
+        Some("demo") => Command::Demo(options),
+        Some(_) => Command::Doctor { json, options },
+        None => command(options),
+    })
+}
+
+fn options(words: &[String]) -> Result<Options, Exit> {
+    let pairs = match arguments::pairs(words).map_err(|e| Exit::refused(&e))? {
+        Some(pairs) => pairs,
+        None => return Err(Exit::asked_for(help::text())),
+    };
+    let plain: Vec<&str> = pairs.iter().flat_map(|(name, value)| [&**name, &**value]).collect();
+    let flags = Flags::from_args(&["kube-proxy"], &plain).map_err(|early| Exit::refused(early.output.trim()))?;
+    match flags.version.as_deref() {
+        Some("true") => return Err(Exit::asked_for(format!("Kubernetes {}", full_version()))),
+        Some("raw") => return Err(Exit::asked_for(raw_version())),
+        None | Some("false") => {}
+        Some(other) => return Err(Exit::refused(&format!("--version: {other:?} is neither true, false nor raw"))),
+    }
+    let given = pairs.into_iter().map(|(name, _)| name[2..].to_owned()).collect();
+    Ok(Options { flags, given })
+}
+
+/// What comes first when several were asked for is upstream's choice (contract 2.6).
+fn command(options: Options) -> Command {
+    let flags = &options.flags;
+    match flags.write_config_to.clone().filter(|path| !path.is_empty()) {
+        Some(path) => Command::WriteConfig { path, options },
+        None if flags.cleanup == Some(true) => Command::Cleanup(options),
+        None if flags.dry_run == Some(true) => Command::DryRun(options),
+        None if flags.init_only == Some(true) => Command::InitOnly(options),
+        None => Command::Run(options),
+    }
+}
+
+/// The version that is reported everywhere: upstream's, with ours as semantic versioning's build metadata.
+pub fn full_version() -> String {
+    format!("{KUBERNETES_VERSION}+rust.{}", env!("CARGO_PKG_VERSION"))
+}
+
+fn raw_version() -> String {
+    let mut numbers = KUBERNETES_VERSION.trim_start_matches('v').split('.');
+    let (major, minor) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+    let platform = format!("{}/{}", std::env::consts::OS, go_arch(std::env::consts::ARCH));
+    let version = full_version();
+    format!("version.Info{{Major:{major:?}, Minor:{minor:?}, GitVersion:{version:?}, Platform:{platform:?}}}")
+}
+
+/// The name that Kubernetes has for an architecture.
+pub fn go_arch(arch: &str) -> &str {
+    match arch {
+        "aarch64" => "arm64",
+        "x86_64" => "amd64",
+        other => other,
+    }
+}
+
+// === impl Exit ===
+
+impl Exit {
+    fn asked_for(message: String) -> Self {
+        Self { code: 0, message, to_stdout: true }
+    }
+
+    fn refused(reason: &str) -> Self {
+        let reason = reason.replace('\n', " ");
+        Self { code: 1, message: format!("Error: {reason}; see kube-proxy --help"), to_stdout: false }
+    }
+}

@@ -1,0 +1,281 @@
+//! The command line flags: every one that upstream's kube-proxy knows (contract 1), and a few of ours.
+//!
+//! Plain values; a flag that was not given is `None`, so that those who read it know what to leave alone. The order of
+//! the fields is the order of `--help`. Must not look at the world or at the configuration file.
+
+use argh::{ArgsInfo, FromArgs};
+
+use super::address;
+use super::duration::GoDuration;
+use super::raw::Quantity;
+use crate::model::parse_ip;
+
+/// Serve Kubernetes Services on this node.
+#[derive(Debug, Default, Clone, PartialEq, FromArgs, ArgsInfo)]
+pub struct Flags {
+    /// the configuration file; with it, flags below that set what a file can set have no effect
+    #[argh(option, arg_name = "file")]
+    pub config: Option<String>,
+    /// write the configuration that results from file and flags to this file, and exit
+    #[argh(option, arg_name = "file")]
+    pub write_config_to: Option<String>,
+    /// remove all rules of all modes, and exit
+    #[argh(option, arg_name = "bool", from_str_fn(parse_bool))]
+    pub cleanup: Option<bool>,
+    /// do only what needs full privileges, and exit; a later run needs no more than CAP_NET_ADMIN
+    #[argh(option, arg_name = "bool", from_str_fn(parse_bool))]
+    pub init_only: Option<bool>,
+    /// print the ruleset that would be programmed as libnftables JSON, and exit
+    #[argh(option, arg_name = "bool", from_str_fn(parse_bool))]
+    pub dry_run: Option<bool>,
+    /// print the version, and exit; "raw" prints all of it
+    #[argh(option, arg_name = "bool|raw")]
+    pub version: Option<String>,
+
+    /// name of this node's Node object, if it is not the host name; also beside --config
+    #[argh(option, arg_name = "name")]
+    pub hostname_override: Option<String>,
+    /// URL of the API server, if it is not the one in the kubeconfig; also beside --config
+    #[argh(option, arg_name = "url")]
+    pub master: Option<String>,
+    /// kubeconfig file; without it the service account of a pod is used
+    #[argh(option, arg_name = "file")]
+    pub kubeconfig: Option<String>,
+    /// read Services, EndpointSlices and Nodes from the files in this folder, not from an API server
+    #[argh(option, arg_name = "dir")]
+    pub manifests: Option<String>,
+    /// switch features on or off: Name=true,Name=false,...
+    #[argh(option, arg_name = "list")]
+    pub feature_gates: Vec<String>,
+
+    /// iptables, ipvs or nftables (default iptables)
+    #[argh(option, arg_name = "mode")]
+    pub proxy_mode: Option<String>,
+    /// masquerade all traffic to cluster IPs
+    #[argh(option, arg_name = "bool", from_str_fn(parse_bool))]
+    pub masquerade_all: Option<bool>,
+    /// this node's IP; decides the primary IP family (default 0.0.0.0: ask the Node object)
+    #[argh(option, arg_name = "ip", from_str_fn(ip_or_nothing))]
+    pub bind_address: Option<String>,
+    /// how traffic of local pods is told: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix
+    #[argh(option, arg_name = "mode")]
+    pub detect_local_mode: Option<String>,
+    /// range of pod IPs in the cluster, or one per IP family with a comma between
+    #[argh(option, arg_name = "cidrs")]
+    pub cluster_cidr: Option<String>,
+    /// bridge that pods hang on, for BridgeInterface
+    #[argh(option, arg_name = "name")]
+    pub pod_bridge_interface: Option<String>,
+    /// how the names of pod interfaces begin, for InterfaceNamePrefix
+    #[argh(option, arg_name = "prefix")]
+    pub pod_interface_name_prefix: Option<String>,
+    /// ranges of node IPs that serve NodePorts, or "primary" (default all; nftables: primary)
+    #[argh(option, arg_name = "cidrs")]
+    pub nodeport_addresses: Vec<String>,
+
+    /// bit of the packet mark that asks for masquerade, 0 to 31 (default 14)
+    #[argh(option, arg_name = "bit")]
+    pub iptables_masquerade_bit: Option<i32>,
+    /// serve NodePorts on 127.0.0.1 too, iptables mode only (default true)
+    #[argh(option, arg_name = "bool", from_str_fn(parse_bool))]
+    pub iptables_localhost_nodeports: Option<bool>,
+    /// longest time between looks at the rules, iptables and nftables mode (default 30s)
+    #[argh(option, arg_name = "duration")]
+    pub iptables_sync_period: Option<GoDuration>,
+    /// shortest time between changes of the rules, iptables and nftables mode (default 1s)
+    #[argh(option, arg_name = "duration")]
+    pub iptables_min_sync_period: Option<GoDuration>,
+    /// longest time between looks at the kernel's table, ipvs mode (default 30s)
+    #[argh(option, arg_name = "duration")]
+    pub ipvs_sync_period: Option<GoDuration>,
+    /// shortest time between changes of the kernel's table, ipvs mode (default 1s)
+    #[argh(option, arg_name = "duration")]
+    pub ipvs_min_sync_period: Option<GoDuration>,
+    /// how ipvs chooses an endpoint (default rr)
+    #[argh(option, arg_name = "name")]
+    pub ipvs_scheduler: Option<String>,
+    /// ranges of virtual servers that are not ours to touch
+    #[argh(option, arg_name = "cidrs")]
+    pub ipvs_exclude_cidrs: Vec<String>,
+    /// answer ARP only for addresses of the interface that is asked
+    #[argh(option, arg_name = "bool", from_str_fn(parse_bool))]
+    pub ipvs_strict_arp: Option<bool>,
+    /// time after which an idle TCP connection is forgotten (0: leave as is)
+    #[argh(option, arg_name = "duration")]
+    pub ipvs_tcp_timeout: Option<GoDuration>,
+    /// the same after a FIN (0: leave as is)
+    #[argh(option, arg_name = "duration")]
+    pub ipvs_tcpfin_timeout: Option<GoDuration>,
+    /// the same for UDP (0: leave as is)
+    #[argh(option, arg_name = "duration")]
+    pub ipvs_udp_timeout: Option<GoDuration>,
+
+    /// connections that the kernel tracks, per core (default 32768; 0: leave as is)
+    #[argh(option, arg_name = "number")]
+    pub conntrack_max_per_core: Option<i32>,
+    /// connections that it tracks at least (default 131072)
+    #[argh(option, arg_name = "number")]
+    pub conntrack_min: Option<i32>,
+    /// time after which an idle TCP connection is forgotten (default 24h; 0: leave as is)
+    #[argh(option, arg_name = "duration")]
+    pub conntrack_tcp_timeout_established: Option<GoDuration>,
+    /// the same in state CLOSE_WAIT (default 1h; 0: leave as is)
+    #[argh(option, arg_name = "duration")]
+    pub conntrack_tcp_timeout_close_wait: Option<GoDuration>,
+    /// accept TCP packets outside the window
+    #[argh(option, arg_name = "bool", from_str_fn(parse_bool))]
+    pub conntrack_tcp_be_liberal: Option<bool>,
+    /// time after which an unanswered UDP flow is forgotten (0: leave as is)
+    #[argh(option, arg_name = "duration")]
+    pub conntrack_udp_timeout: Option<GoDuration>,
+    /// the same for an answered one (0: leave as is)
+    #[argh(option, arg_name = "duration")]
+    pub conntrack_udp_timeout_stream: Option<GoDuration>,
+
+    /// where /healthz and /livez are served (default 0.0.0.0:10256)
+    #[argh(option, arg_name = "ip:port", from_str_fn(ip_port_or_nothing))]
+    pub healthz_bind_address: Option<String>,
+    /// where /metrics and its neighbours are served (default 127.0.0.1:10249)
+    #[argh(option, arg_name = "ip:port", from_str_fn(ip_port_or_nothing))]
+    pub metrics_bind_address: Option<String>,
+    /// show metrics that the next release drops; only the previous minor version is valid
+    #[argh(option, arg_name = "version")]
+    pub show_hidden_metrics_for_version: Option<String>,
+    /// give up when one of these two cannot be bound
+    #[argh(option, arg_name = "bool", from_str_fn(parse_bool))]
+    pub bind_address_hard_fail: Option<bool>,
+    /// the kernel's wish to kill us when memory is short, -1000 to 1000 (default -999)
+    #[argh(option, arg_name = "number")]
+    pub oom_score_adj: Option<i32>,
+    /// number for the log level verbosity; also beside --config
+    #[argh(option, short = 'v', arg_name = "level")]
+    pub v: Option<u32>,
+    /// text or json (default text); also beside --config
+    #[argh(option, arg_name = "format")]
+    pub logging_format: Option<String>,
+
+    /// requests per second to the API server
+    #[argh(option, arg_name = "number")]
+    pub kube_api_qps: Option<f32>,
+    /// requests to the API server in a burst
+    #[argh(option, arg_name = "number")]
+    pub kube_api_burst: Option<i32>,
+    /// encoding asked of the API server
+    #[argh(option, arg_name = "type")]
+    pub kube_api_content_type: Option<String>,
+    /// time between repeated looks at unchanged objects
+    #[argh(option, arg_name = "duration")]
+    pub config_sync_period: Option<GoDuration>,
+    /// serve /debug/pprof on the metrics address
+    #[argh(option, arg_name = "bool", from_str_fn(parse_bool))]
+    pub profiling: Option<bool>,
+    /// verbosity by source file
+    #[argh(option, arg_name = "pattern=N,...")]
+    pub vmodule: Vec<String>,
+    /// time between log flushes
+    #[argh(option, arg_name = "duration")]
+    pub log_flush_frequency: Option<GoDuration>,
+    /// in text format, errors to stderr and the rest to stdout
+    #[argh(option, arg_name = "bool", from_str_fn(parse_bool))]
+    pub log_text_split_stream: Option<bool>,
+    /// in text format, size of the buffer before stdout
+    #[argh(option, arg_name = "size")]
+    pub log_text_info_buffer_size: Option<Quantity>,
+    /// in JSON format, errors to stderr and the rest to stdout
+    #[argh(option, arg_name = "bool", from_str_fn(parse_bool))]
+    pub log_json_split_stream: Option<bool>,
+    /// in JSON format, size of the buffer before stdout
+    #[argh(option, arg_name = "size")]
+    pub log_json_info_buffer_size: Option<Quantity>,
+    /// files to look for the machine's identity in
+    #[argh(option, arg_name = "files")]
+    pub machine_id_file: Option<String>,
+    /// files to look for the boot's identity in
+    #[argh(option, arg_name = "files")]
+    pub boot_id_file: Option<String>,
+
+    /// deprecated: use --healthz-bind-address
+    #[argh(option, arg_name = "port", hidden_help)]
+    pub healthz_port: Option<i32>,
+    /// deprecated: use --metrics-bind-address
+    #[argh(option, arg_name = "port", hidden_help)]
+    pub metrics_port: Option<i32>,
+}
+
+/// Flags that are known, so that no unit file breaks, but change nothing here. They are declared last but for the
+/// deprecated ones, from the first of these to the last.
+pub const WITHOUT_EFFECT: [&str; 13] = [
+    "kube-api-qps",
+    "kube-api-burst",
+    "kube-api-content-type",
+    "config-sync-period",
+    "profiling",
+    "vmodule",
+    "log-flush-frequency",
+    "log-text-split-stream",
+    "log-text-info-buffer-size",
+    "log-json-split-stream",
+    "log-json-info-buffer-size",
+    "machine-id-file",
+    "boot-id-file",
+];
+
+/// Flags that say the same with and without a configuration file; all others yield to the file (contract 1).
+pub const BESIDE_CONFIG: [&str; 19] = [
+    "config",
+    "write-config-to",
+    "cleanup",
+    "init-only",
+    "dry-run",
+    "version",
+    "hostname-override",
+    "master",
+    "manifests",
+    "v",
+    "vmodule",
+    "logging-format",
+    "log-flush-frequency",
+    "log-text-split-stream",
+    "log-text-info-buffer-size",
+    "log-json-split-stream",
+    "log-json-info-buffer-size",
+    "machine-id-file",
+    "boot-id-file",
+];
+
+/// Reads a truth value in any of the spellings that Go's flags accept.
+///
+/// # Errors
+/// Anything else.
+pub fn parse_bool(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err(format!("{text:?} is neither true nor false")),
+    }
+}
+
+/// An IP address, or nothing, which leaves the default alone.
+fn ip_or_nothing(text: &str) -> Result<String, String> {
+    match text.is_empty() || parse_ip(text).is_some() {
+        true => Ok(text.to_owned()),
+        false => Err(format!("{text:?} is not a valid IP address")),
+    }
+}
+
+/// An IP address with or without a port, or nothing, which leaves the default alone.
+fn ip_port_or_nothing(text: &str) -> Result<String, String> {
+    if text.is_empty() || parse_ip(text).is_some() {
+        return Ok(text.to_owned());
+    }
+    let Some((host, port)) = address::split_host_port(text) else {
+        return Err(format!("{text:?} is not in a valid format (ip or ip:port): write 0.0.0.0:10256 or [::]:10256"));
+    };
+    if parse_ip(host).is_none() {
+        return Err(format!("{host:?} is not a valid IP address"));
+    }
+    match port.parse::<u16>() {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err(format!("{port:?} is not a valid number")),
+    }
+}

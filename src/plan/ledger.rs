@@ -1,0 +1,174 @@
+//! The plans of all Services of one family, as far as later plans and onlookers depend on earlier ones: who owns which
+//! address, which UDP flows became stale, how many ports and endpoints there are, what health checks answer.
+//!
+//! Keeps a few bytes per Service, never its plan (UDP ports excepted: their flows are compared).
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
+
+use super::claims::{Claims, Clash};
+use super::flows::Stale;
+use super::{Here, PortPlan, Route, ServicePlan, plan};
+use crate::model::{Family, ObjectName, Protocol, Store};
+
+/// The books of one family.
+pub struct Ledger {
+    family: Family,
+    claims: Claims,
+    tallies: HashMap<ObjectName, Tally>,
+    total: Tally,
+    udp: HashMap<ObjectName, Vec<PortPlan>>,
+    health_checks: BTreeMap<ObjectName, HealthCheck>,
+    stale: Stale,
+    clashes: Vec<Clash>,
+}
+
+/// Numbers that onlookers ask for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Services with at least one port.
+    pub services: usize,
+    /// Endpoints, counted for each Service port.
+    pub endpoints: usize,
+    /// Service ports under internalTrafficPolicy Local with endpoints elsewhere only.
+    pub no_local_internal: usize,
+    /// The same for externalTrafficPolicy.
+    pub no_local_external: usize,
+}
+
+/// What the health check server of a Service answers (contract 12.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// Where it listens.
+    pub port: u16,
+    /// Ready endpoints on this node.
+    pub local_endpoints: usize,
+}
+
+// === impl Ledger ===
+
+impl Ledger {
+    /// Empty books.
+    pub fn new(family: Family) -> Self {
+        Self {
+            family,
+            claims: Claims::default(),
+            tallies: HashMap::new(),
+            total: Tally::default(),
+            udp: HashMap::new(),
+            health_checks: BTreeMap::new(),
+            stale: Stale::default(),
+            clashes: Vec::new(),
+        }
+    }
+
+    /// Plans these Services, and others that get addresses which these give up.
+    pub fn plan(
+        &mut self,
+        store: &Store,
+        here: &Here,
+        names: impl IntoIterator<Item = ObjectName>,
+    ) -> Vec<ServicePlan> {
+        let mut plans = Vec::new();
+        let mut queue: Vec<ObjectName> = names.into_iter().collect();
+        let mut queued: HashSet<ObjectName> = HashSet::new();
+        while let Some(name) = queue.pop() {
+            let (plan, freed) = self.plan_one(store, here, &name);
+            plans.push(plan);
+            queue.extend(freed.into_iter().filter(|name| queued.insert(name.clone())));
+        }
+        plans
+    }
+
+    /// Plans one Service; also returns those that have to be planned again because of it.
+    pub fn plan_one(&mut self, store: &Store, here: &Here, name: &ObjectName) -> (ServicePlan, HashSet<ObjectName>) {
+        let mut plan = plan(name, store.service(name), store.slices(name), self.family, here);
+        let settled = self.claims.settle(&mut plan);
+        self.clashes.extend(settled.clashes);
+        self.note_flows(&plan);
+        self.note_health_check(store, &plan);
+        self.count(&plan);
+        (plan, settled.freed)
+    }
+
+    /// Numbers over all Services.
+    pub fn total(&self) -> Tally {
+        self.total
+    }
+
+    /// Service ports that are programmed under one name for more than one Service or not at all are told once.
+    pub fn take_clashes(&mut self) -> Vec<Clash> {
+        std::mem::take(&mut self.clashes)
+    }
+
+    /// The flows that became stale since this was last called.
+    pub fn take_stale(&mut self) -> Stale {
+        std::mem::take(&mut self.stale)
+    }
+
+    /// All health checks.
+    pub fn health_checks(&self) -> impl Iterator<Item = (&ObjectName, &HealthCheck)> {
+        self.health_checks.iter()
+    }
+
+    fn note_flows(&mut self, plan: &ServicePlan) {
+        let new: Vec<PortPlan> =
+            plan.ports.iter().filter(|port| port.name.protocol == Protocol::Udp).cloned().collect();
+        let old = self.udp.remove(&plan.name).unwrap_or_default();
+        for port in &new {
+            self.stale.changed(old.iter().find(|before| before.name == port.name), Some(port));
+        }
+        for port in old.iter().filter(|before| new.iter().all(|port| port.name != before.name)) {
+            self.stale.changed(Some(port), None);
+        }
+        if !new.is_empty() {
+            self.udp.insert(plan.name.clone(), new);
+        }
+    }
+
+    fn note_health_check(&mut self, store: &Store, plan: &ServicePlan) {
+        let port = store.service(&plan.name).and_then(|service| service.health_check_node_port);
+        let Some(port) = port.filter(|_| !plan.ports.is_empty()) else {
+            self.health_checks.remove(&plan.name);
+            return;
+        };
+        let slices = store.slices(&plan.name).filter(|slice| slice.family == self.family);
+        let ready = slices.flat_map(|slice| &slice.endpoints).filter(|endpoint| endpoint.local && endpoint.ready);
+        let local_endpoints = ready.map(|endpoint| endpoint.address).collect::<HashSet<IpAddr>>().len();
+        self.health_checks.insert(plan.name.clone(), HealthCheck { port, local_endpoints });
+    }
+
+    fn count(&mut self, plan: &ServicePlan) {
+        let tally = Tally::of(plan);
+        let before = match plan.ports.is_empty() {
+            true => self.tallies.remove(&plan.name),
+            false => self.tallies.insert(plan.name.clone(), tally),
+        };
+        self.total.replace(before.unwrap_or_default(), tally);
+    }
+}
+
+// === impl Tally ===
+
+impl Tally {
+    fn of(plan: &ServicePlan) -> Self {
+        let count = |wanted: fn(&PortPlan) -> bool| plan.ports.iter().filter(|port| wanted(port)).count();
+        Self {
+            services: usize::from(!plan.ports.is_empty()),
+            endpoints: plan
+                .ports
+                .iter()
+                .map(|port| if port.cluster.is_empty() { port.local.len() } else { port.cluster.len() })
+                .sum(),
+            no_local_internal: count(|port| port.internal == Route::Drop),
+            no_local_external: count(|port| port.external == Route::Drop && port.externally_accessible()),
+        }
+    }
+
+    fn replace(&mut self, old: Self, new: Self) {
+        self.services = self.services + new.services - old.services;
+        self.endpoints = self.endpoints + new.endpoints - old.endpoints;
+        self.no_local_internal = self.no_local_internal + new.no_local_internal - old.no_local_internal;
+        self.no_local_external = self.no_local_external + new.no_local_external - old.no_local_external;
+    }
+}
