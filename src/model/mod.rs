@@ -37,7 +37,7 @@ pub enum Kind {
 }
 
 /// What a source tells. `None` means that the object is gone, or is none of our business any more.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Event {
     /// A complete list of this kind follows: what it does not name by `ListEnd` is gone.
     ListStart(Kind),

@@ -1,0 +1,389 @@
+//! Requests to the API server: plain ones over a connection that is kept, and streams with a connection each.
+//!
+//! Knows status codes and time limits, nothing of what is asked or answered. Compression is not asked for: API servers
+//! never compress watches, and what is big comes by watch.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime};
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, DATE, HOST, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
+use hyper::{Method, Request, Response, StatusCode};
+use kube::core::Status;
+
+use super::auth::Access;
+use super::connect::{Connection, within};
+
+/// Most that an error page may say.
+const LARGEST_ERROR: usize = 64 * 1024;
+/// Largest answer to a plain request.
+const LARGEST_BODY: usize = 256 * 1024 * 1024;
+
+/// How long to wait for what.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// For a connection, TLS included, to each address of the server.
+    pub connect: Duration,
+    /// For the head of an answer, and between two pieces of the body of a plain one.
+    pub answer: Duration,
+    /// For the kernel to find out that the other end is gone.
+    pub keep_alive: Duration,
+    /// How long a watch lasts before the server ends it; each takes a random time between this and twice this.
+    pub watch: Duration,
+    /// For a sign of life beyond the end of a watch.
+    pub grace: Duration,
+    /// Between the first attempts after a failure, and at most.
+    pub retry: (Duration, Duration),
+    /// Objects on one page of a list.
+    pub page: u32,
+}
+
+/// What happened to one request, for whoever counts.
+#[derive(Debug)]
+pub struct Exchange<'a> {
+    /// `GET` or `POST`.
+    pub verb: &'a str,
+    /// `host:port` of the server.
+    pub host: &'a str,
+    /// Status code; `None` when there was no answer.
+    pub code: Option<u16>,
+    /// From the request to the head of the answer.
+    pub duration: Duration,
+}
+
+/// Is told of every request.
+pub type Observer = Rc<dyn Fn(&Exchange<'_>)>;
+
+/// Talks to one API server.
+pub struct Client {
+    access: Access,
+    limits: Limits,
+    user_agent: HeaderValue,
+    authority: String,
+    observer: Option<Observer>,
+    /// The connection that carried the last plain request.
+    idle: RefCell<Option<Connection>>,
+}
+
+/// An answer that keeps coming.
+pub struct Stream {
+    server: String,
+    connection: Connection,
+    body: Incoming,
+}
+
+/// Why a request failed.
+#[derive(Debug)]
+pub enum Error {
+    /// There was no answer, or it broke off.
+    Unreachable(String),
+    /// The server answered that it will not.
+    Refused(Refusal),
+}
+
+/// An answer that is not the one asked for.
+#[derive(Debug)]
+pub struct Refusal {
+    /// HTTP status code.
+    pub code: u16,
+    /// In the server's words.
+    pub message: String,
+    /// When it wants to be asked again.
+    pub retry_after: Option<Duration>,
+}
+
+// === impl Limits ===
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            answer: Duration::from_secs(30),
+            keep_alive: Duration::from_secs(40),
+            watch: Duration::from_secs(300),
+            grace: Duration::from_secs(15),
+            retry: (Duration::from_millis(200), Duration::from_secs(30)),
+            page: 500,
+        }
+    }
+}
+
+// === impl Client ===
+
+impl Client {
+    /// A client that has not connected yet.
+    pub fn new(access: Access, limits: Limits, observer: Option<Observer>) -> Self {
+        let authority = access.server().authority();
+        Self { access, limits, user_agent: user_agent(), authority, observer, idle: RefCell::new(None) }
+    }
+
+    /// What it was made with.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// The server's address, for messages.
+    pub fn server(&self) -> String {
+        self.access.server().to_string()
+    }
+
+    /// Reads something small enough to be held in memory at once.
+    ///
+    /// # Errors
+    /// When there is no answer, or one that is not 2xx.
+    pub async fn get(&self, path: &str) -> Result<Vec<u8>, Error> {
+        self.plain(Method::GET, path, Bytes::new()).await.map(|(_, body)| body)
+    }
+
+    /// Creates an object from JSON.
+    ///
+    /// # Errors
+    /// When there is no answer, or one that is not 2xx.
+    pub async fn post(&self, path: &str, json: Vec<u8>) -> Result<(), Error> {
+        self.plain(Method::POST, path, json.into()).await.map(|_| ())
+    }
+
+    /// The server's clock, to the second.
+    ///
+    /// # Errors
+    /// When there is no answer, or one without a date.
+    pub async fn server_time(&self) -> Result<SystemTime, Error> {
+        let (headers, _) = self.plain(Method::GET, "/version", Bytes::new()).await?;
+        let date = headers.get(DATE).and_then(|date| date.to_str().ok());
+        date.and_then(|date| httpdate::parse_http_date(date).ok())
+            .ok_or_else(|| self.unreachable(&"its answer has no date"))
+    }
+
+    /// Opens a stream on a connection of its own.
+    ///
+    /// # Errors
+    /// When there is no answer, or one that is not 2xx.
+    pub(super) async fn stream(&self, path: &str) -> Result<Stream, Error> {
+        let mut connection = self.connect().await?;
+        let response = self.send(&mut connection, &Method::GET, path, &Bytes::new()).await?;
+        if response.status().is_success() {
+            return Ok(Stream { server: self.server(), connection, body: response.into_body() });
+        }
+        Err(self.refusal(connection, response).await)
+    }
+
+    async fn plain(&self, method: Method, path: &str, body: Bytes) -> Result<(HeaderMap, Vec<u8>), Error> {
+        let (mut connection, response) = self.send_kept(&method, path, &body).await?;
+        if !response.status().is_success() {
+            return Err(self.refusal(connection, response).await);
+        }
+        let (head, mut incoming) = response.into_parts();
+        let bytes = self.read_all(&mut connection, &mut incoming, LARGEST_BODY).await?;
+        if connection.reusable(&incoming) {
+            self.idle.replace(Some(connection));
+        }
+        Ok((head.headers, bytes))
+    }
+
+    /// Uses the kept connection if it still works; the server may have closed it in the meantime.
+    async fn send_kept(
+        &self,
+        method: &Method,
+        path: &str,
+        body: &Bytes,
+    ) -> Result<(Connection, Response<Incoming>), Error> {
+        let kept = self.idle.take();
+        if let Some(mut connection) = kept
+            && let Ok(response) = self.send(&mut connection, method, path, body).await
+        {
+            return Ok((connection, response));
+        }
+        let mut connection = self.connect().await?;
+        let response = self.send(&mut connection, method, path, body).await?;
+        Ok((connection, response))
+    }
+
+    async fn connect(&self) -> Result<Connection, Error> {
+        let began = Instant::now();
+        let connection = Connection::open(&self.access, &self.limits).await;
+        if connection.is_err() {
+            self.observe("GET", None, began);
+        }
+        connection
+    }
+
+    async fn send(
+        &self,
+        connection: &mut Connection,
+        method: &Method,
+        path: &str,
+        body: &Bytes,
+    ) -> Result<Response<Incoming>, Error> {
+        let request = self.request(method, path, body)?;
+        let began = Instant::now();
+        let answer = within(self.limits.answer, connection.send(request)).await;
+        let code = answer.as_ref().and_then(|answer| answer.as_ref().ok()).map(|answer| answer.status().as_u16());
+        self.observe(method.as_str(), code, began);
+        match answer {
+            Some(Ok(response)) => Ok(response),
+            Some(Err(error)) => Err(self.broken(&error)),
+            None => Err(self.unreachable(&format_args!("no answer within {} s", self.limits.answer.as_secs_f32()))),
+        }
+    }
+
+    fn request(&self, method: &Method, path: &str, body: &Bytes) -> Result<Request<Full<Bytes>>, Error> {
+        let mut builder = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.access.server().prefix))
+            .header(HOST, &self.authority)
+            .header(USER_AGENT, &self.user_agent)
+            .header(ACCEPT, "application/json");
+        if !body.is_empty() {
+            builder = builder.header(CONTENT_TYPE, "application/json");
+        }
+        if let Some(value) = self.access.authorization().map_err(|error| Error::Unreachable(error.to_string()))? {
+            builder = builder.header(AUTHORIZATION, value);
+        }
+        builder.body(Full::new(body.clone())).map_err(|error| self.unreachable(&error))
+    }
+
+    async fn refusal(&self, mut connection: Connection, response: Response<Incoming>) -> Error {
+        let (head, mut body) = response.into_parts();
+        let text = self.read_all(&mut connection, &mut body, LARGEST_ERROR).await.unwrap_or_default();
+        Error::Refused(Refusal::new(head.status, &head.headers, &text))
+    }
+
+    async fn read_all(&self, connection: &mut Connection, body: &mut Incoming, most: usize) -> Result<Vec<u8>, Error> {
+        let mut bytes = Vec::new();
+        loop {
+            match within(self.limits.answer, connection.chunk(body)).await {
+                Some(None) => return Ok(bytes),
+                Some(Some(Ok(chunk))) if bytes.len() + chunk.len() <= most => bytes.extend_from_slice(&chunk),
+                Some(Some(Ok(_))) => {
+                    return Err(self.unreachable(&format_args!("its answer has more than {most} bytes")));
+                }
+                Some(Some(Err(error))) => return Err(self.broken(&error)),
+                None => {
+                    let seconds = self.limits.answer.as_secs_f32();
+                    return Err(self.unreachable(&format_args!("its answer stood still for {seconds} s")));
+                }
+            }
+        }
+    }
+
+    fn observe(&self, verb: &str, code: Option<u16>, began: Instant) {
+        if let Some(observer) = &self.observer {
+            observer(&Exchange { verb, host: &self.authority, code, duration: began.elapsed() });
+        }
+    }
+
+    fn broken(&self, error: &hyper::Error) -> Error {
+        self.unreachable(&Chain(error))
+    }
+
+    fn unreachable(&self, what: &dyn fmt::Display) -> Error {
+        Error::Unreachable(format!("API server {}: {what}", self.access.server()))
+    }
+}
+
+/// `<binary>/<version> (<os>/<arch>) kubernetes/<commit>`, in Go's words for architectures (contract 15.2).
+fn user_agent() -> HeaderValue {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let commit = option_env!("KUBE_PROXY_COMMIT").unwrap_or("unknown");
+    let text = format!("kube-proxy/v{} (linux/{architecture}) kubernetes/{commit}", env!("CARGO_PKG_VERSION"));
+    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("kube-proxy"))
+}
+
+// === impl Stream ===
+
+impl Stream {
+    /// The next bytes; `None` when the server ended the stream properly.
+    ///
+    /// # Errors
+    /// When the connection broke, or nothing came for as long as `silence`.
+    pub async fn chunk(&mut self, silence: Duration) -> Result<Option<Bytes>, Error> {
+        match within(silence, self.connection.chunk(&mut self.body)).await {
+            Some(None) => Ok(None),
+            Some(Some(Ok(chunk))) => Ok(Some(chunk)),
+            Some(Some(Err(error))) => Err(self.fail(format_args!("the connection broke: {}", Chain(&error)))),
+            None => Err(self.fail(format_args!("the connection is dead: not a byte for {} s", silence.as_secs_f32()))),
+        }
+    }
+
+    /// An error that names the server.
+    pub fn fail(&self, what: fmt::Arguments<'_>) -> Error {
+        Error::Unreachable(format!("API server {}: {what}", self.server))
+    }
+}
+
+// === impl Error ===
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable(what) => f.write_str(what),
+            Self::Refused(refusal) => refusal.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+// === impl Refusal ===
+
+impl Refusal {
+    /// From the head and the body of an answer, which may be a Status or anything at all.
+    fn new(code: StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
+        let status = serde_json::from_slice::<Status>(body).ok().filter(|status| !status.message.is_empty());
+        let seconds = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        let mut refusal = match status {
+            Some(status) => Self::from(status),
+            None => Self {
+                code: 0,
+                message: String::from_utf8_lossy(body).lines().next().unwrap_or_default().trim().to_owned(),
+                retry_after: None,
+            },
+        };
+        refusal.code = code.as_u16();
+        refusal.retry_after = seconds.map(Duration::from_secs).or(refusal.retry_after);
+        refusal
+    }
+}
+
+impl From<Status> for Refusal {
+    fn from(status: Status) -> Self {
+        let seconds = status.details.map_or(0, |details| details.retry_after_seconds);
+        let retry_after = (seconds > 0).then(|| Duration::from_secs(seconds.into()));
+        Self { code: status.code, message: status.message, retry_after }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hint = match self.code {
+            401 => "; check the token or client certificate in the kubeconfig",
+            403 => "; grant this user ClusterRole system:node-proxier",
+            _ => "",
+        };
+        write!(f, "API server answers {}: {:?}{hint}", self.code, self.message)
+    }
+}
+
+/// An error with all its causes, which hyper leaves out.
+struct Chain<'a>(&'a dyn std::error::Error);
+
+// === impl Chain ===
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}

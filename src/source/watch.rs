@@ -1,0 +1,295 @@
+//! Follows one kind of objects at the API server: the list first, then every change, for ever.
+//!
+//! Prefers the streaming list, where the list is the beginning of the watch; a server that refuses it is asked for pages.
+//! A watch that ends is resumed where it ended. When the server no longer knows that place (410), the list is read
+//! again, between `ListStart` and `ListEnd`, and whoever keeps the objects drops those that it does not name.
+//! Must never give up, and never tell of a loss that the server did not tell.
+
+use std::fmt::Write;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use smol::channel::Sender;
+
+use super::decode::{BadObject, Decoder, Line};
+use super::http::{Client, Error, Refusal, Stream};
+use super::lines::Lines;
+use super::trouble::{Backoff, Troubles};
+use crate::model::{Event, Kind};
+
+/// A watch that ends sooner did not end properly: the next one waits.
+const SHORTEST: Duration = Duration::from_secs(1);
+
+/// Follows one kind.
+pub struct Watch {
+    client: Rc<Client>,
+    kind: Kind,
+    /// Path and selectors (contract 4).
+    resource: String,
+    decoder: Decoder,
+    events: Sender<Event>,
+    troubles: Rc<Troubles>,
+    backoff: Backoff,
+    /// Where to resume; empty when the list must be read.
+    version: String,
+    /// The place to resume was lost and no watch has worked since.
+    expired: bool,
+}
+
+/// Why a turn ended.
+enum End {
+    /// It did not work.
+    Failed(Error),
+    /// The place to resume is not known to the server any more.
+    Expired(String),
+    /// Nobody wants to know any more.
+    Deaf,
+}
+
+// === impl Watch ===
+
+impl Watch {
+    /// A watch that has not begun.
+    pub fn new(client: Rc<Client>, kind: Kind, node_name: &str, events: Sender<Event>, troubles: Rc<Troubles>) -> Self {
+        let backoff = Backoff::new(client.limits().retry);
+        let resource = resource(kind, node_name);
+        let decoder = Decoder::new(node_name);
+        Self { client, kind, resource, decoder, events, troubles, backoff, version: String::new(), expired: false }
+    }
+
+    /// Follows until nobody receives the events any more.
+    pub async fn run(mut self) {
+        loop {
+            let began = Instant::now();
+            let ended = if self.version.is_empty() { self.list_and_follow().await } else { self.follow().await };
+            let (what, asked) = match ended {
+                Err(End::Deaf) => return,
+                Ok(()) if began.elapsed() >= SHORTEST => continue,
+                Ok(()) => (None, None),
+                Err(End::Failed(error)) => {
+                    let asked = match &error {
+                        Error::Refused(refusal) => refusal.retry_after,
+                        Error::Unreachable(_) => None,
+                    };
+                    (Some(error.to_string()), asked)
+                }
+                Err(End::Expired(why)) => {
+                    log::info!(
+                        "watching {:?} from {} is not possible any more ({why}): reading the list again",
+                        self.kind,
+                        self.version
+                    );
+                    self.version.clear();
+                    self.expired = true;
+                    (None, None)
+                }
+            };
+            if let Some(what) = what {
+                self.troubles.begins(self.kind, &what);
+            }
+            smol::Timer::after(self.backoff.after_failure(asked)).await;
+        }
+    }
+
+    async fn list_and_follow(&mut self) -> Result<(), End> {
+        match self.open(true).await {
+            Ok((stream, lasts)) => self.read(stream, lasts, true).await,
+            Err(Error::Refused(Refusal { code: 400 | 422, message, .. })) => {
+                log::debug!("no streaming list of {:?} ({message}): asking for pages", self.kind);
+                self.list().await?;
+                self.follow().await
+            }
+            Err(error) => Err(End::Failed(error)),
+        }
+    }
+
+    async fn follow(&mut self) -> Result<(), End> {
+        match self.open(false).await {
+            Ok((stream, lasts)) => self.read(stream, lasts, false).await,
+            Err(Error::Refused(Refusal { code: 410, message, .. })) => Err(End::Expired(message)),
+            Err(error) => Err(End::Failed(error)),
+        }
+    }
+
+    async fn open(&self, initial: bool) -> Result<(Stream, Duration), Error> {
+        let limits = self.client.limits();
+        let lasts = limits.watch.mul_f64(1.0 + fastrand::f64());
+        let mut path = self.resource.clone();
+        // Writing to a String cannot fail.
+        let _ = write!(path, "watch=true&allowWatchBookmarks=true&timeoutSeconds={}", lasts.as_secs().max(1));
+        if initial {
+            path.push_str("&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&resourceVersion=");
+        } else {
+            path.push_str("&resourceVersion=");
+            path.push_str(&encode(&self.version));
+        }
+        let stream = self.client.stream(&path).await?;
+        Ok((stream, lasts + limits.grace))
+    }
+
+    /// Reads lines until the stream ends. Resource versions count only once the initial list is complete: within it
+    /// they come in no order.
+    async fn read(&mut self, mut stream: Stream, lasts: Duration, mut listing: bool) -> Result<(), End> {
+        if listing {
+            self.tell(Event::ListStart(self.kind)).await?;
+        } else {
+            self.troubles.ends(self.kind);
+        }
+        let mut lines = Lines::default();
+        loop {
+            let silence = if listing { self.client.limits().answer } else { lasts };
+            let Some(chunk) = stream.chunk(silence).await.map_err(End::Failed)? else { break };
+            lines.feed(chunk).map_err(|_| End::Failed(stream.fail(format_args!("it sent an endless line"))))?;
+            while let Some(line) = lines.next() {
+                let version = match self.decoder.line(self.kind, &line) {
+                    Ok(Line::Object(event, version)) => {
+                        self.tell(event).await?;
+                        version
+                    }
+                    Ok(Line::Bookmark { version, initial_end }) => {
+                        if listing && initial_end {
+                            listing = false;
+                            self.listed().await?;
+                        }
+                        version
+                    }
+                    Ok(Line::Failure(status)) if status.code == 410 => return Err(End::Expired(status.message)),
+                    Ok(Line::Failure(status)) => return Err(End::Failed(Error::Refused(Refusal::from(*status)))),
+                    Err(bad) => {
+                        self.complain(&bad);
+                        bad.version
+                    }
+                };
+                if !listing {
+                    if !version.is_empty() {
+                        self.version = version;
+                    }
+                    self.works();
+                }
+            }
+        }
+        if listing {
+            return Err(End::Failed(stream.fail(format_args!("it broke off in the middle of a list"))));
+        }
+        Ok(())
+    }
+
+    async fn list(&mut self) -> Result<(), End> {
+        self.tell(Event::ListStart(self.kind)).await?;
+        let mut next = String::new();
+        loop {
+            let mut path = format!("{}limit={}", self.resource, self.client.limits().page);
+            if !next.is_empty() {
+                path.push_str("&continue=");
+                path.push_str(&encode(&next));
+            }
+            let body = self.client.get(&path).await.map_err(End::Failed)?;
+            let page = self.decoder.page(self.kind, &body).map_err(|error| {
+                let (server, kind) = (self.client.server(), self.kind);
+                End::Failed(Error::Unreachable(format!(
+                    "API server {server}: its list of {kind:?} cannot be read: {error}"
+                )))
+            })?;
+            drop(body);
+            for object in page.objects {
+                match object {
+                    Ok(event) => self.tell(event).await?,
+                    Err(bad) => self.complain(&bad),
+                }
+            }
+            next = page.next;
+            if next.is_empty() {
+                self.version = page.version;
+                return self.listed().await;
+            }
+        }
+    }
+
+    async fn listed(&mut self) -> Result<(), End> {
+        self.tell(Event::ListEnd(self.kind)).await?;
+        self.troubles.ends(self.kind);
+        // A server that lists but always forgets where its lists end must not be asked for them in a tight loop.
+        if !self.expired {
+            self.backoff.reset();
+        }
+        Ok(())
+    }
+
+    fn works(&mut self) {
+        self.expired = false;
+        self.backoff.reset();
+        self.troubles.ends(self.kind);
+    }
+
+    async fn tell(&self, event: Event) -> Result<(), End> {
+        self.events.send(event).await.map_err(|_| End::Deaf)
+    }
+
+    fn complain(&self, bad: &BadObject) {
+        log::error!("{:?} {bad}", self.kind);
+    }
+}
+
+/// Path and selectors of what is watched, ready for further parameters (contract 4).
+fn resource(kind: Kind, node_name: &str) -> String {
+    let (path, selectors) = match kind {
+        Kind::Service => (
+            "/api/v1/services",
+            vec![
+                ("labelSelector", "!service.kubernetes.io/service-proxy-name".to_owned()),
+                ("fieldSelector", "spec.clusterIP!=None".to_owned()),
+            ],
+        ),
+        Kind::EndpointSlice => (
+            "/apis/discovery.k8s.io/v1/endpointslices",
+            vec![("labelSelector", "!service.kubernetes.io/headless".to_owned())],
+        ),
+        Kind::Node => ("/api/v1/nodes", vec![("fieldSelector", format!("metadata.name={node_name}"))]),
+        Kind::ServiceCidr => ("/apis/networking.k8s.io/v1/servicecidrs", vec![]),
+    };
+    let mut resource = format!("{path}?");
+    for (name, value) in selectors {
+        // Writing to a String cannot fail.
+        let _ = write!(resource, "{name}={}&", encode(&value));
+    }
+    resource
+}
+
+/// Percent-encodes what is not unreserved in a URL (RFC 3986).
+fn encode(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => encoded.push(char::from(byte)),
+            // Writing to a String cannot fail.
+            _ => drop(write!(encoded, "%{byte:02X}")),
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selectors_are_those_of_the_contract() {
+        assert_eq!(
+            resource(Kind::Service, "us"),
+            "/api/v1/services?labelSelector=%21service.kubernetes.io%2Fservice-proxy-name&\
+             fieldSelector=spec.clusterIP%21%3DNone&"
+        );
+        assert_eq!(
+            resource(Kind::EndpointSlice, "us"),
+            "/apis/discovery.k8s.io/v1/endpointslices?labelSelector=%21service.kubernetes.io%2Fheadless&"
+        );
+        assert_eq!(resource(Kind::Node, "us.lan"), "/api/v1/nodes?fieldSelector=metadata.name%3Dus.lan&");
+        assert_eq!(resource(Kind::ServiceCidr, "us"), "/apis/networking.k8s.io/v1/servicecidrs?");
+    }
+
+    #[test]
+    fn parameters_survive_a_url() {
+        assert_eq!(encode("a-Z_0.9~"), "a-Z_0.9~");
+        assert_eq!(encode("a b&c=d/é"), "a%20b%26c%3Dd%2F%C3%A9");
+    }
+}
