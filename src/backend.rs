@@ -1,6 +1,7 @@
 //! What a backend is: the one small door between the plan and a way to program the kernel.
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::plan::{NodeFacts, PortName, ServicePlan};
 
@@ -18,6 +19,17 @@ pub trait Backend {
 
     /// Removes all that this backend ever made in its family.
     fn cleanup(&mut self) -> Result<(), Error>;
+
+    /// Packets and bytes of new connections per Service port, where the kernel counts them. Reads the kernel: for
+    /// scrapes only.
+    fn traffic(&mut self) -> Vec<(PortName, u64, u64)> {
+        Vec::new()
+    }
+
+    /// Does what has to be done later without a change, and says how long until the next time; `None`: nothing waits.
+    fn tick(&mut self) -> Option<Duration> {
+        None
+    }
 }
 
 /// What a successful call did.

@@ -58,13 +58,23 @@ pub struct Exit {
 
 /// Reads the arguments that follow the program's name.
 ///
+/// ```
+/// use kube_proxy::cli::{Command, parse};
+///
+/// match parse(["--proxy-mode=nftables", "-v", "2"].map(Into::into)) {
+///     Ok(Command::Run(options)) => {
+///         let loaded = options.load().expect("the configuration is valid");
+///         assert_eq!(loaded.config.mode, kube_proxy::config::Mode::Nftables);
+///     }
+///     other => panic!("unexpected: {other:?}"),
+/// }
+/// ```
+///
 /// # Errors
 /// An argument that is wrong (code 1), or help or version that were asked for (code 0).
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Exit> {
-    let mut words = args
-        .into_iter()
-        .map(|word| word.into_string().map_err(|word| Exit::refused(&format!("{word:?} is not UTF-8"))));
-    let mut words = words.by_ref().collect::<Result<Vec<_>, _>>()?;
+    let text = |word: OsString| word.into_string().map_err(|word| Exit::refused(&format!("{word:?} is not UTF-8")));
+    let mut words = args.into_iter().map(text).collect::<Result<Vec<_>, _>>()?;
     let verb = words.first().filter(|word| matches!(&***word, "demo" | "doctor")).cloned();
     if verb.is_some() {
         words.remove(0);
@@ -88,7 +98,8 @@ fn options(words: &[String]) -> Result<Options, Exit> {
         None => return Err(Exit::asked_for(help::text())),
     };
     let plain: Vec<&str> = pairs.iter().flat_map(|(name, value)| [&**name, &**value]).collect();
-    let flags = Flags::from_args(&["kube-proxy"], &plain).map_err(|early| Exit::refused(early.output.trim()))?;
+    let flags = Flags::from_args(&["kube-proxy"], &plain)
+        .map_err(|early| Exit::refused(early.output.trim().trim_start_matches("Error ")))?;
     match flags.version.as_deref() {
         Some("true") => return Err(Exit::asked_for(format!("Kubernetes {}", full_version()))),
         Some("raw") => return Err(Exit::asked_for(raw_version())),
@@ -143,5 +154,90 @@ impl Exit {
     fn refused(reason: &str) -> Self {
         let reason = reason.replace('\n', " ");
         Self { code: 1, message: format!("Error: {reason}; see kube-proxy --help"), to_stdout: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Result<Command, Exit> {
+        parse(line.split_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn the_words_decide_what_is_done() {
+        for (line, expected) in [
+            ("", "Run"),
+            ("--config=/c", "Run"),
+            ("--cleanup=false", "Run"),
+            ("--init-only", "InitOnly"),
+            ("--dry-run --manifests=/m", "DryRun"),
+            ("--cleanup --init-only", "Cleanup"),
+            ("--cleanup --write-config-to=/w", "WriteConfig"),
+            ("--write-config-to=", "Run"),
+            ("demo", "Demo"),
+            ("demo -v 2", "Demo"),
+            ("doctor", "Doctor { json: false"),
+            ("doctor --json --config=/c", "Doctor { json: true"),
+            ("--version=false", "Run"),
+        ] {
+            let command = format!("{:?}", read(line).expect(line));
+            assert!(command.starts_with(expected), "{line}: {command}");
+        }
+    }
+
+    #[test]
+    fn what_was_asked_for_goes_to_stdout_with_code_0() {
+        for (line, expected) in [
+            ("--help", "Usage: kube-proxy [flags]"),
+            ("-h", "Usage: kube-proxy [flags]"),
+            ("doctor --help", "Usage: kube-proxy [flags]"),
+            ("--version", "Kubernetes v1.36."),
+            ("--version=true", "Kubernetes v1.36."),
+            ("--version=raw", "version.Info{Major:\"1\", Minor:\"36\", GitVersion:\"v1.36."),
+        ] {
+            let exit = read(line).expect_err(line);
+            assert!(exit.code == 0 && exit.to_stdout && exit.message.starts_with(expected), "{line}: {exit:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_goes_to_stderr_with_code_1_in_one_line() {
+        for (line, expected) in [
+            ("--bogus", "Error: unknown flag: --bogus"),
+            ("run", "Error: \"kube-proxy\" does not take any arguments, got [\"run\"]"),
+            ("--json", "Error: unknown flag: --json"),
+            ("--cleanup=maybe", "Error: parsing option '--cleanup' with value 'maybe': \"maybe\" is neither true"),
+            ("--oom-score-adj=x", "Error: parsing option '--oom-score-adj' with value 'x'"),
+            ("--oom-score-adj=3000000000", "Error: parsing option '--oom-score-adj'"),
+            (
+                "--bind-address=host",
+                "Error: parsing option '--bind-address' with value 'host': \"host\" is not a valid IP",
+            ),
+            ("--healthz-bind-address=1.2.3", "Error: parsing option '--healthz-bind-address' with value '1.2.3'"),
+            (
+                "--healthz-bind-address=x:1",
+                "Error: parsing option '--healthz-bind-address' with value 'x:1': \"x\" is not",
+            ),
+            ("--healthz-bind-address=1.2.3.4:99999", "Error: parsing option '--healthz-bind-address'"),
+            (
+                "--conntrack-udp-timeout=5",
+                "Error: parsing option '--conntrack-udp-timeout' with value '5': invalid dur",
+            ),
+            ("--log-json-info-buffer-size=x", "Error: parsing option '--log-json-info-buffer-size' with value 'x'"),
+            ("--version=v9", "Error: --version: \"v9\" is neither true, false nor raw"),
+        ] {
+            let exit = read(line).expect_err(line);
+            assert!(exit.code == 1 && !exit.to_stdout && exit.message.starts_with(expected), "{line}: {exit:?}");
+            assert!(!exit.message.contains('\n'), "{line}: {exit:?}");
+        }
+    }
+
+    #[test]
+    fn words_that_are_no_text_are_refused() {
+        use std::os::unix::ffi::OsStringExt;
+        let exit = parse([OsString::from_vec(b"--config=\xff".to_vec())]).unwrap_err();
+        assert!(exit.message.contains("is not UTF-8"), "{exit:?}");
     }
 }

@@ -5,6 +5,7 @@
 //! (netlink, sockets, `/proc`). A module may use those that stand after it on that line, never those before it.
 //! `agent` walks the line in a loop; `observe` looks on.
 
+pub mod agent;
 pub mod backend;
 pub mod cli;
 pub mod config;
@@ -12,5 +13,6 @@ pub mod doctor;
 pub mod kernel;
 pub mod model;
 pub mod nftables;
+pub mod observe;
 pub mod plan;
 pub mod source;

@@ -3,7 +3,7 @@
 //! Paths, texts and order of the messages are upstream's, since scripts and people search for them; the paths are
 //! those of its internal types, not of the file. Must not fill in defaults, and must not look at the node.
 
-use std::fmt::{Debug, Display};
+use std::fmt::Debug;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -14,21 +14,19 @@ use super::checked::{Config, Conntrack, DetectLocal, Ipvs, LogFormat, Mode, Node
 use super::duration::GoDuration;
 use super::gates::Gates;
 use super::raw::{self, RawConfig};
+use super::refusals::Refusals;
 use crate::model::{Family, parse_cidr, parse_ip};
 
 /// The minor version before the one we stand in for: the only one whose hidden metrics can be shown.
 const PREVIOUS_MINOR: &str = "1.35";
 const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
 
-/// Messages, in the order of the checks.
-struct Errors(Vec<String>);
-
 /// Checks everything but the logging options.
 ///
 /// # Errors
-/// One text that names every bad value: alone, or as `[first, second]`.
-pub fn check(raw: &RawConfig, gates: Gates) -> Result<Config, String> {
-    let mut errors = Errors(Vec::new());
+/// Every bad value.
+pub fn check(raw: &RawConfig, gates: Gates) -> Result<Config, Refusals> {
+    let mut errors = Refusals::default();
     let mode = Mode::from_name(&raw.mode);
     let iptables_bit = errors.masquerade_bit("KubeProxyIPTablesConfiguration", raw.iptables.masquerade_bit);
     let ipvs = check_ipvs(&raw.ipvs, mode == Some(Mode::Ipvs), &mut errors);
@@ -91,7 +89,7 @@ pub fn check(raw: &RawConfig, gates: Gates) -> Result<Config, String> {
         verbosity: raw.logging.verbosity,
         log_format: if raw.logging.format == "json" { LogFormat::Json } else { LogFormat::Text },
     };
-    errors.into_result(config)
+    errors.or(config)
 }
 
 /// Whether everything is masqueraded in this mode: IPVS shares the field of iptables.
@@ -113,8 +111,8 @@ pub fn periods(raw: &RawConfig, mode: Mode) -> (GoDuration, GoDuration) {
 
 const UNSPECIFIED: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
-fn check_ipvs(raw: &raw::Ipvs, in_use: bool, errors: &mut Errors) -> Ipvs {
-    let mut ignored = Errors(Vec::new());
+fn check_ipvs(raw: &raw::Ipvs, in_use: bool, errors: &mut Refusals) -> Ipvs {
+    let mut ignored = Refusals::default();
     let errors = if in_use { errors } else { &mut ignored };
     let root = "KubeProxyIPVSConfiguration";
     let [tcp_timeout, tcp_fin_timeout, udp_timeout] =
@@ -132,7 +130,7 @@ fn check_ipvs(raw: &raw::Ipvs, in_use: bool, errors: &mut Errors) -> Ipvs {
     }
 }
 
-fn check_conntrack(raw: &raw::Conntrack, errors: &mut Errors) -> Conntrack {
+fn check_conntrack(raw: &raw::Conntrack, errors: &mut Refusals) -> Conntrack {
     let path = |name| format!("KubeProxyLinuxConfiguration.KubeProxyConntrackConfiguration.{name}");
     let [max_per_core, min] = [("MaxPerCore", raw.max_per_core), ("Min", raw.min)].map(|(name, value)| {
         let value = value.unwrap_or_default();
@@ -153,7 +151,7 @@ fn check_conntrack(raw: &raw::Conntrack, errors: &mut Errors) -> Conntrack {
     }
 }
 
-fn check_periods(raw: &RawConfig, mode: Mode, errors: &mut Errors) -> (Duration, Duration) {
+fn check_periods(raw: &RawConfig, mode: Mode, errors: &mut Refusals) -> (Duration, Duration) {
     let (longest, shortest) = periods(raw, mode);
     for (path, period) in [("ConfigSyncPeriod", raw.config_sync_period), ("SyncPeriod", longest)] {
         if period <= GoDuration::ZERO {
@@ -170,7 +168,7 @@ fn check_periods(raw: &RawConfig, mode: Mode, errors: &mut Errors) -> (Duration,
     (longest.to_std(), shortest.to_std())
 }
 
-fn check_node_ports(entries: &[String], errors: &mut Errors) -> NodePortAddresses {
+fn check_node_ports(entries: &[String], errors: &mut Refusals) -> NodePortAddresses {
     match entries {
         [] => return NodePortAddresses::All,
         [only] if only == "primary" => return NodePortAddresses::Primary,
@@ -188,7 +186,7 @@ fn check_node_ports(entries: &[String], errors: &mut Errors) -> NodePortAddresse
     NodePortAddresses::Cidrs(cidrs)
 }
 
-fn check_detect_local(raw: &RawConfig, errors: &mut Errors) -> DetectLocal {
+fn check_detect_local(raw: &RawConfig, errors: &mut Refusals) -> DetectLocal {
     let mut name = |path: &str, text: &String| {
         if text.is_empty() {
             errors.invalid(path, quoted(text), "must not be empty");
@@ -208,14 +206,13 @@ fn check_detect_local(raw: &RawConfig, errors: &mut Errors) -> DetectLocal {
         }
         other => {
             let known = r#""ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix", """#;
-            let text = format!("DetectLocalMode: Unsupported value: {other:?}: supported values: {known}");
-            errors.push(&text);
+            errors.push("DetectLocalMode", &format!("Unsupported value: {other:?}: supported values: {known}"));
             DetectLocal::NodeCidr
         }
     }
 }
 
-fn check_cluster_cidrs(text: Option<&str>, errors: &mut Errors) -> Vec<IpNet> {
+fn check_cluster_cidrs(text: Option<&str>, errors: &mut Refusals) -> Vec<IpNet> {
     let path = "DetectLocalConfiguration.ClusterCIDRs";
     let texts: Vec<&str> = text.map(|text| text.split(',').collect()).unwrap_or_default();
     let mut cidrs = Vec::new();
@@ -249,20 +246,9 @@ fn quoted(text: impl Debug) -> String {
     format!("{text:?}")
 }
 
-// === impl Errors ===
+// === impl Refusals ===
 
-impl Errors {
-    fn push(&mut self, text: &str) {
-        let text = format!("KubeProxyConfiguration.{text}");
-        if !self.0.contains(&text) {
-            self.0.push(text);
-        }
-    }
-
-    fn invalid(&mut self, path: &str, value: impl Display, message: &str) {
-        self.push(&format!("{path}: Invalid value: {value}: {message}"));
-    }
-
+impl Refusals {
     fn masquerade_bit(&mut self, parent: &str, bit: Option<i32>) -> u8 {
         let bit = bit.unwrap_or_default();
         match u8::try_from(bit) {
@@ -304,13 +290,5 @@ impl Errors {
             self.invalid(path, quoted(port), "must be a valid port");
         }
         SocketAddr::new(ip.unwrap_or(UNSPECIFIED), number.unwrap_or_default())
-    }
-
-    fn into_result(self, config: Config) -> Result<Config, String> {
-        match &*self.0 {
-            [] => Ok(config),
-            [only] => Err(only.clone()),
-            several => Err(format!("[{}]", several.join(", "))),
-        }
     }
 }

@@ -202,8 +202,7 @@ pub struct Flags {
     pub metrics_port: Option<i32>,
 }
 
-/// Flags that are known, so that no unit file breaks, but change nothing here. They are declared last but for the
-/// deprecated ones, from the first of these to the last.
+/// Flags that are known, so that nobody's command line breaks, but change nothing here.
 pub const WITHOUT_EFFECT: [&str; 13] = [
     "kube-api-qps",
     "kube-api-burst",
@@ -277,5 +276,28 @@ fn ip_port_or_nothing(text: &str) -> Result<String, String> {
     match port.parse::<u16>() {
         Ok(_) => Ok(text.to_owned()),
         Err(_) => Err(format!("{port:?} is not a valid number")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lists_name_flags_that_exist() {
+        let known = Flags::get_args_info().flags;
+        for name in WITHOUT_EFFECT.iter().chain(&BESIDE_CONFIG) {
+            assert!(known.iter().any(|flag| flag.long == format!("--{name}")), "{name}");
+        }
+    }
+
+    #[test]
+    fn truth_is_spelled_as_in_go() {
+        for (text, expected) in [("true", Ok(true)), ("T", Ok(true)), ("0", Ok(false)), ("FALSE", Ok(false))] {
+            assert_eq!(parse_bool(text), expected, "{text}");
+        }
+        for text in ["", "yes", "on", "tRUE"] {
+            assert!(parse_bool(text).is_err(), "{text}");
+        }
     }
 }

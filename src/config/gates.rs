@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use super::refusals::Refusals;
+
 /// A gate that this proxy reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gate {
@@ -96,15 +98,17 @@ impl Gates {
     /// The gates as `wanted` switches them, and one line for each thing an operator should know about that.
     ///
     /// # Errors
-    /// A name that cannot be a gate's, or the attempt to switch a locked gate off.
-    pub fn new(wanted: &BTreeMap<String, bool>) -> Result<(Self, Vec<String>), String> {
+    /// Every name that cannot be a gate's, and every attempt to switch a locked gate off.
+    pub fn new(wanted: &BTreeMap<String, bool>) -> Result<(Self, Vec<String>), Refusals> {
+        let mut refused = Refusals::default();
+        let mut refuse = |name, text| refused.push_text(&format!("featureGates.{name}"), text);
         let mut notes = Vec::new();
         let mut foreign = Vec::new();
         for (name, on) in wanted {
             match GATES.iter().find(|gate| gate.name == name) {
                 Some(gate) if gate.locked && *on != gate.default => {
                     let default = gate.default;
-                    return Err(format!("cannot set feature gate {name} to {on}, feature is locked to {default}"));
+                    refuse(name, format!("cannot set feature gate {name} to {on}, feature is locked to {default}"));
                 }
                 Some(gate) if gate.stage == Stage::Ga && !gate.locked => {
                     notes.push(format!("Setting GA feature gate {name}={on}. It will be removed in a future release."));
@@ -112,7 +116,7 @@ impl Gates {
                 Some(_) => {}
                 None if matches!(&**name, "AllAlpha" | "AllBeta") => {}
                 None if is_well_formed(name) => foreign.push(&**name),
-                None => return Err(format!("unrecognized feature gate: {name}")),
+                None => refuse(name, format!("unrecognized feature gate: {name}")),
             }
         }
         if !foreign.is_empty() {
@@ -126,7 +130,8 @@ impl Gates {
             };
             *wanted.get(gate.name).or(all).unwrap_or(&gate.default)
         };
-        Ok((Self(GATES.iter().map(|gate| (*gate, state(gate))).collect()), notes))
+        let gates = Self(GATES.iter().map(|gate| (*gate, state(gate))).collect());
+        refused.or((gates, notes))
     }
 
     /// Whether the gate of this name is on; one that this proxy does not read is off.
@@ -156,7 +161,7 @@ mod tests {
     use super::*;
 
     fn gates(flag: &str) -> Result<(Gates, Vec<String>), String> {
-        Gates::new(&parse_flag(flag)?)
+        Gates::new(&parse_flag(flag)?).map_err(|refused| refused.describe(None, ""))
     }
 
     #[test]

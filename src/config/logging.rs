@@ -2,63 +2,61 @@
 //!
 //! Only judges; what is logged, and how, is the business of `observe`.
 
+use super::duration::GoDuration;
 use super::gates::Gates;
 use super::raw::{LogStream, Logging};
+use super::refusals::Refusals;
 
 /// Checks the logging options.
 ///
 /// # Errors
-/// One text that names every bad value, in upstream's words.
-pub fn check(raw: &Logging, gates: &Gates) -> Result<(), String> {
-    let mut errors = Vec::new();
+/// Every bad value.
+pub fn check(raw: &Logging, gates: &Gates) -> Result<(), Refusals> {
+    let mut errors = Refusals::default();
     match &*raw.format {
         "text" => {}
         "json" if gates.enabled("LoggingBetaOptions") => {}
         "json" => {
-            errors.push("format: Forbidden: Log format json is disabled, see LoggingBetaOptions feature".to_owned())
+            errors.push("logging.format", "Forbidden: Log format json is disabled, see LoggingBetaOptions feature");
         }
-        other => errors.push(format!("format: Invalid value: {other:?}: Unsupported log format")),
+        other => errors.invalid("logging.format", format!("{other:?}"), "Unsupported log format"),
     }
-    too_verbose("verbosity", raw.verbosity, &mut errors);
+    too_verbose("logging.verbosity", raw.verbosity, &mut errors);
     if !raw.vmodule.is_empty() && raw.format != "text" {
-        errors.push("vmodule: Forbidden: Only supported for text log format".to_owned());
+        errors.push("logging.vmodule", "Forbidden: Only supported for text log format");
     }
     for (i, item) in raw.vmodule.iter().enumerate() {
+        let path = format!("logging.vmodule[{i}]");
         let pattern = &item.file_pattern;
         if pattern.is_empty() {
-            errors.push(format!("vmodule[{i}]: Required value: File pattern must not be empty"));
+            errors.push(&path, "Required value: File pattern must not be empty");
         }
         if pattern.contains(['=', ',']) {
             let message = "File pattern must not contain equal sign or comma";
-            errors.push(format!("vmodule[{i}]: Invalid value: {pattern:?}: {message}"));
+            errors.invalid(&path, format!("{pattern:?}"), message);
         }
-        too_verbose(&format!("vmodule[{i}]"), item.verbosity, &mut errors);
+        too_verbose(&path, item.verbosity, &mut errors);
     }
-    if raw.flush_frequency <= super::duration::GoDuration::ZERO {
-        errors.push(format!("flushFrequency: Invalid value: {}: must be greater than 0", raw.flush_frequency));
+    if raw.flush_frequency <= GoDuration::ZERO {
+        errors.invalid("logging.flushFrequency", raw.flush_frequency, "must be greater than 0");
     }
     if !gates.enabled("LoggingAlphaOptions") {
-        alpha_options("text", &raw.options.text, &mut errors);
-        alpha_options("json", &raw.options.json, &mut errors);
+        alpha_options("logging.options.text", &raw.options.text, &mut errors);
+        alpha_options("logging.options.json", &raw.options.json, &mut errors);
     }
-    let errors: Vec<_> = errors.into_iter().map(|error| format!("logging.{error}")).collect();
-    match &*errors {
-        [] => Ok(()),
-        [only] => Err(only.clone()),
-        several => Err(format!("[{}]", several.join(", "))),
-    }
+    errors.or(())
 }
 
-fn too_verbose(path: &str, verbosity: u32, errors: &mut Vec<String>) {
+fn too_verbose(path: &str, verbosity: u32, errors: &mut Refusals) {
     if i32::try_from(verbosity).is_err() {
-        errors.push(format!("{path}: Invalid value: {verbosity}: Must be <= {}", i32::MAX));
+        errors.invalid(path, verbosity, &format!("Must be <= {}", i32::MAX));
     }
 }
 
-fn alpha_options(format: &str, raw: &LogStream, errors: &mut Vec<String>) {
+fn alpha_options(path: &str, raw: &LogStream, errors: &mut Refusals) {
     for (name, used) in [("splitStream", raw.split_stream), ("infoBufferSize", !raw.info_buffer_size.is_zero())] {
         if used {
-            errors.push(format!("options.{format}.{name}: Forbidden: Feature LoggingAlphaOptions is disabled"));
+            errors.push(&format!("{path}.{name}"), "Forbidden: Feature LoggingAlphaOptions is disabled");
         }
     }
 }

@@ -14,8 +14,10 @@ mod flagz;
 mod gates;
 mod logging;
 mod overrides;
+mod places;
 pub mod raw;
 mod read;
+mod refusals;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -30,6 +32,7 @@ pub use write::{to_configz, to_yaml};
 
 use flags::{BESIDE_CONFIG, Flags, WITHOUT_EFFECT};
 use raw::RawConfig;
+use read::Document;
 
 /// Where kubeadm mounts the file: read when no flag says otherwise.
 pub const DEFAULT_FILE: &str = "/var/lib/kube-proxy/config.conf";
@@ -84,26 +87,48 @@ impl Options {
     fn load_with_default(&self, default: &Path) -> Result<Loaded, String> {
         let failed = |e: String| format!("failed complete: {e}");
         let file = self.file(default);
-        let mut warnings = Vec::new();
-        let mut raw = match &file {
-            Some(path) => read_file(path, &mut warnings).map_err(failed)?,
-            None => overrides::from_flags(&self.flags).map_err(failed)?,
+        let document = file.as_deref().map(read_file).transpose().map_err(failed)?;
+        let (mut raw, places, mut warnings) = match document {
+            Some(Document { raw, places, warnings }) => (raw, Some(places), warnings),
+            None => (overrides::from_flags(&self.flags).map_err(failed)?, None, Vec::new()),
         };
+        let places = places.as_ref();
         overrides::beside_file(&mut raw, &self.flags).map_err(failed)?;
-        let mut notes = Vec::new();
-        notes.extend(defaults::settle(&mut raw));
-        let (gates, gate_notes) = Gates::new(&raw.feature_gates).map_err(failed)?;
+        if !raw.hostname_override.is_empty() && raw.hostname_override.trim().is_empty() {
+            return Err("empty hostname is invalid: hostnameOverride is nothing but blanks".to_owned());
+        }
+        let mut notes: Vec<String> = defaults::settle(&mut raw).into_iter().collect();
+        let (gates, gate_notes) =
+            Gates::new(&raw.feature_gates).map_err(|refused| failed(refused.describe(places, &raw.mode)))?;
         warnings.extend(gate_notes);
+        warnings.extend(self.deprecated());
         warnings.extend(self.without_effect());
         notes.extend(self.overruled(file.as_deref()));
-        logging::check(&raw.logging, &gates).map_err(|e| format!("initialize logging: {e}"))?;
-        let config = check::check(&raw, gates).map_err(|e| format!("failed validate: {e}"))?;
+        logging::check(&raw.logging, &gates)
+            .map_err(|refused| format!("initialize logging: {}", refused.describe(places, &raw.mode)))?;
+        let config = check::check(&raw, gates)
+            .map_err(|refused| format!("failed validate: {}", refused.describe(places, &raw.mode)))?;
         let effective = write::effective(&raw, config.mode);
-        let flags = match file {
-            Some(_) => flagz::list(&self.flags, &overrides::from_flags(&self.flags).map_err(failed)?),
-            None => flagz::list(&self.flags, &effective),
-        };
+        let flags =
+            flagz::list(&self.flags, &if file.is_some() { self.as_configuration()? } else { effective.clone() });
         Ok(Loaded { config, effective, file, flags, warnings, notes })
+    }
+
+    /// What the flags would amount to if there were no file.
+    fn as_configuration(&self) -> Result<RawConfig, String> {
+        let mut raw = overrides::from_flags(&self.flags)?;
+        overrides::beside_file(&mut raw, &self.flags)?;
+        Ok(raw)
+    }
+
+    fn deprecated(&self) -> impl Iterator<Item = String> {
+        let instead = |name: &String| match &**name {
+            "healthz-port" => Some("--healthz-bind-address"),
+            "metrics-port" => Some("--metrics-bind-address"),
+            _ => None,
+        };
+        let warning = move |name| instead(name).map(|other| format!("Flag --{name} has been deprecated, use {other}"));
+        self.given.iter().filter_map(warning)
     }
 
     fn without_effect(&self) -> Option<String> {
@@ -119,14 +144,12 @@ impl Options {
     }
 }
 
-fn read_file(path: &Path, warnings: &mut Vec<String>) -> Result<RawConfig, String> {
+fn read_file(path: &Path) -> Result<Document, String> {
     let name = path.display().to_string();
     let text = fs::read_to_string(path).map_err(|e| format!("cannot read the configuration file {name}: {e}"))?;
-    let document = read::read(&name, &text).map_err(|e| format!("failed to decode: {e}"))?;
-    warnings.extend(document.warnings);
-    let mut raw = document.raw;
-    defaults::fill(&mut raw);
-    Ok(raw)
+    let mut document = read::read(&name, &text).map_err(|e| format!("failed to decode: {e}"))?;
+    defaults::fill(&mut document.raw);
+    Ok(document)
 }
 
 fn named<'a>(what: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {

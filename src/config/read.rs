@@ -1,17 +1,15 @@
-//! From the text of a configuration file to [`RawConfig`], with a place for everything that is wrong in it.
+//! From the text of a configuration file to [`RawConfig`].
 //!
 //! As upstream does it (contract 2.1), YAML or JSON becomes a tree first and the tree is typed after: a quoted number
-//! is not a number. A second walk over the same text notes where each key stands, so that a wrong value has its line
-//! and an unknown or repeated key its warning. Must not judge values: that is the business of `check`.
+//! is not a number. Whatever is wrong is reported with its place. Must not judge values: that is the business of
+//! `check`.
 
-use std::collections::BTreeSet;
-use std::fmt;
-
-use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_path_to_error::{Path, Segment};
-use serde_saphyr::{DefaultMessageFormatter, DuplicateKeyPolicy, MessageFormatter, Spanned};
+use serde_saphyr::{DefaultMessageFormatter, DuplicateKeyPolicy, MessageFormatter};
 
+use super::places::Places;
 use super::raw::{API_VERSION, KIND, RawConfig};
 
 /// A file that could be read.
@@ -19,15 +17,10 @@ use super::raw::{API_VERSION, KIND, RawConfig};
 pub struct Document {
     /// What it says.
     pub raw: RawConfig,
+    /// Where it says so.
+    pub places: Places,
     /// One line for each key that was passed over: `<file>:<line>:<column>: …`.
     pub warnings: Vec<String>,
-}
-
-/// A key of the file: its path as a JSON pointer, and where it stands, counted from one.
-struct Key {
-    pointer: String,
-    line: u64,
-    column: u64,
 }
 
 /// Reads the first document in `text`; `file` is only for messages.
@@ -39,17 +32,12 @@ pub fn read(file: &str, text: &str) -> Result<Document, String> {
     let mut tree: Value = first_document(file, text)?.unwrap_or(Value::Null);
     drop_nulls(&mut tree);
     check_kind(file, &tree)?;
-    let keys = first_document::<Keys>(file, text)?.unwrap_or_default().0;
+    let places = Places::new(file, first_document(file, text)?.unwrap_or_default());
     let raw = serde_path_to_error::deserialize(&tree).map_err(|e| {
-        let pointer = pointer(e.path());
-        let holds = |key: &&Key| {
-            pointer.strip_prefix(&*key.pointer).is_some_and(|rest| matches!(rest.get(..1), None | Some("/")))
-        };
-        let place = keys.iter().rev().find(holds);
-        let place = place.map_or_else(String::new, |key| format!(":{}:{}", key.line, key.column));
-        format!("{file}{place}: {}: {}", e.path(), e.inner())
+        let place = places.find(&pointer(e.path())).unwrap_or_else(|| file.to_owned());
+        format!("{place}: {}: {}", e.path(), e.inner())
     })?;
-    Ok(Document { raw, warnings: odd_keys(file, &keys) })
+    Ok(Document { raw, warnings: places.odd_keys(), places })
 }
 
 fn first_document<T: DeserializeOwned>(file: &str, text: &str) -> Result<Option<T>, String> {
@@ -63,7 +51,7 @@ fn first_document<T: DeserializeOwned>(file: &str, text: &str) -> Result<Option<
     })
 }
 
-/// The path of a value in the form that [`Keys`] notes.
+/// The path of a value in the form that [`Places`] knows.
 fn pointer(path: &Path) -> String {
     path.iter().fold(String::new(), |pointer, segment| match segment {
         Segment::Seq { .. } => pointer + "/0",
@@ -92,119 +80,6 @@ fn check_kind(file: &str, tree: &Value) -> Result<(), String> {
         (version, kind) => Err(format!(
             "{file}: no kind {kind:?} is registered for version {version:?}: this must be {KIND} in {API_VERSION}"
         )),
-    }
-}
-
-/// Unknown keys (but not what stands below them) and repeated ones, in the order of the file.
-fn odd_keys(file: &str, keys: &[Key]) -> Vec<String> {
-    let known = serde_json::to_value(RawConfig::sample()).unwrap_or_default();
-    let mut seen = BTreeSet::new();
-    let mut odd = Vec::new();
-    for Key { pointer, line, column } in keys {
-        let (parent, name) = pointer.rsplit_once('/').unwrap_or(("", pointer));
-        let free_names = parent == "/featureGates";
-        let unknown = known.pointer(pointer).is_none() && known.pointer(parent).is_some_and(Value::is_object);
-        if unknown && !free_names {
-            odd.push(format!("{file}:{line}:{column}: unknown field {name:?}, ignored"));
-        } else if !seen.insert(pointer) && !pointer.contains("/vmodule/") {
-            odd.push(format!("{file}:{line}:{column}: key {name:?} already set above, the last one wins"));
-        }
-    }
-    odd
-}
-
-/// All keys of a document.
-#[derive(Default)]
-struct Keys(Vec<Key>);
-
-/// Collects the keys below one path.
-struct Below<'a> {
-    pointer: &'a str,
-    keys: &'a mut Vec<Key>,
-}
-
-// === impl Keys ===
-
-impl<'de> serde::Deserialize<'de> for Keys {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut keys = Vec::new();
-        Below { pointer: "", keys: &mut keys }.deserialize(deserializer)?;
-        Ok(Self(keys))
-    }
-}
-
-// === impl Below ===
-
-impl<'de> DeserializeSeed<'de> for Below<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Below<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("YAML")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(key) = map.next_key::<Spanned<String>>()? {
-            let pointer = format!("{}/{}", self.pointer, key.value);
-            let (line, column) = (key.referenced.line(), key.referenced.column());
-            self.keys.push(Key { pointer: pointer.clone(), line, column });
-            map.next_value_seed(Below { pointer: &pointer, keys: self.keys })?;
-        }
-        Ok(())
-    }
-
-    /// All elements of a list have the same keys, so they share the first one's path.
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        let pointer = format!("{}/0", self.pointer);
-        while list.next_element_seed(Below { pointer: &pointer, keys: self.keys })?.is_some() {}
-        Ok(())
-    }
-
-    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-
-    fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-
-    fn visit_enum<A: serde::de::EnumAccess<'de>>(self, data: A) -> Result<(), A::Error> {
-        data.variant::<IgnoredAny>().map(drop)
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_str<E>(self, _: &str) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_unit<E>(self) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_none<E>(self) -> Result<(), E> {
-        Ok(())
     }
 }
 

@@ -222,3 +222,549 @@ fn every_flag_reaches_its_field() {
         assert_eq!(field(&loaded, pointer), expected, "{line} {pointer}");
     }
 }
+
+#[test]
+fn only_some_flags_have_a_say_beside_a_file() {
+    let text = "mode: ipvs\nhostnameOverride: From-File\noomScoreAdj: -1\nlogging: {verbosity: 1, vmodule: [{filePattern: \
+                b, verbosity: 2}]}\n";
+    for (line, pointer, expected) in [
+        ("", "/hostnameOverride", "From-File"),
+        ("--hostname-override=By-Flag", "/hostnameOverride", "by-flag"),
+        ("--hostname-override=", "/hostnameOverride", "From-File"),
+        ("", "/logging/verbosity", "1"),
+        ("-v=4", "/logging/verbosity", "4"),
+        ("-v=0", "/logging/verbosity", "0"),
+        ("--vmodule=a=1", "/logging/vmodule/0/filePattern", "a"),
+        ("--vmodule=a=1", "/logging/vmodule/1/filePattern", "b"),
+        ("--log-flush-frequency=1s", "/logging/flushFrequency", "1s"),
+        ("--proxy-mode=nftables", "/mode", "ipvs"),
+        ("--oom-score-adj=7", "/oomScoreAdj", "-1"),
+        ("--healthz-port=0", "/healthzBindAddress", "0.0.0.0:10256"),
+        ("--feature-gates=AllAlpha=true", "/conntrack/min", "131072"),
+        ("--cluster-cidr=nonsense", "/clusterCIDR", ""),
+    ] {
+        let loaded = from_file_and_flags(text, line).unwrap_or_else(|e| panic!("{line}: {e}"));
+        assert_eq!(field(&loaded, pointer), expected, "{line}");
+    }
+    let loaded = from_file_and_flags(text, "--oom-score-adj=7 --proxy-mode=nftables -v=1").unwrap();
+    assert!(loaded.notes[0].ends_with(": --oom-score-adj, --proxy-mode"), "{:?}", loaded.notes);
+    assert_eq!(loaded.config.hostname_override.as_deref(), Some("from-file"));
+}
+
+#[test]
+fn the_default_file_counts_unless_a_flag_says_what_a_file_would() {
+    let file = File::with_body("mode: nftables\n");
+    for (line, mode) in [
+        ("", Mode::Nftables),
+        ("-v=2 --hostname-override=a --manifests=/m", Mode::Nftables),
+        ("--config=", Mode::Nftables),
+        ("--oom-score-adj=1", Mode::Iptables),
+        ("--proxy-mode=ipvs", Mode::Ipvs),
+    ] {
+        assert_eq!(options(line).load_with_default(&file.0).expect(line).config.mode, mode, "{line}");
+    }
+}
+
+#[test]
+fn files_are_completed_by_upstreams_rules() {
+    for (text, pointer, expected) in [
+        ("bindAddress: '::'\n", "/healthzBindAddress", "[::]:10256"),
+        ("bindAddress: '::'\n", "/metricsBindAddress", "[::1]:10249"),
+        ("healthzBindAddress: 10.0.0.1\n", "/healthzBindAddress", "10.0.0.1:10256"),
+        ("metricsBindAddress: fd00::1\n", "/metricsBindAddress", "[fd00::1]:10249"),
+        ("iptables: {minSyncPeriod: 0s}\n", "/iptables/minSyncPeriod", "1s"),
+        ("mode: ipvs\nipvs: {minSyncPeriod: 0s}\n", "/ipvs/minSyncPeriod", "0s"),
+        ("mode: ipvs\n", "/iptables/syncPeriod", "0s"),
+        ("mode: nftables\nnodePortAddresses: []\n", "/nodePortAddresses", r#"["primary"]"#),
+        ("mode: nftables\nnodePortAddresses: [10.0.0.0/8]\n", "/nodePortAddresses", r#"["10.0.0.0/8"]"#),
+        ("nodePortAddresses: []\n", "/nodePortAddresses", "[]"),
+        ("mode: nftables\niptables: {masqueradeAll: true}\n", "/iptables/masqueradeAll", "false"),
+        ("mode: ipvs\nnftables: {masqueradeAll: true}\n", "/nftables/masqueradeAll", "false"),
+        ("conntrack: {maxPerCore: 0, tcpCloseWaitTimeout: 0s}\n", "/conntrack/maxPerCore", "0"),
+        ("clientConnection: {qps: -1}\n", "/clientConnection/qps", "-1.0"),
+        ("winkernel: {networkName: x}\n", "/winkernel/networkName", "x"),
+        ("detectLocalMode: ''\n", "/detectLocalMode", "ClusterCIDR"),
+    ] {
+        let loaded = from_file(text).unwrap_or_else(|e| panic!("{text}: {e}"));
+        assert_eq!(field(&loaded, pointer), expected, "{text}");
+    }
+}
+
+#[test]
+fn values_get_types_that_cannot_be_wrong() {
+    let text = "mode: nftables\nbindAddress: 010.0.0.1\nclusterCIDR: 10.1.2.3/8,fd00::1/48\nnodePortAddresses: \
+                [192.168.1.7/24]\nnftables: {masqueradeBit: 0, masqueradeAll: true, syncPeriod: 3h, minSyncPeriod: \
+                2h}\nconntrack: {maxPerCore: 0, udpTimeout: 1m}\nhostnameOverride: ' Node '\n";
+    let config = from_file(text).unwrap().config;
+    assert_eq!(config.bind_address.to_string(), "10.0.0.1");
+    let cidrs = ["10.0.0.0/8", "fd00::/48"].map(|net| net.parse().unwrap()).to_vec();
+    assert_eq!(config.detect_local, DetectLocal::ClusterCidr(cidrs));
+    assert_eq!(config.node_port_addresses, NodePortAddresses::Cidrs(vec!["192.168.1.0/24".parse().unwrap()]));
+    assert_eq!((config.masquerade_bit, config.masquerade_all), (0, true));
+    assert_eq!((config.sync_period.as_secs(), config.min_sync_period.as_secs()), (10800, 7200));
+    assert_eq!(config.conntrack.max_per_core, None);
+    assert_eq!(config.conntrack.udp_timeout, Some(Duration::from_secs(60)));
+    assert_eq!(config.hostname_override.as_deref(), Some("node"));
+
+    let text = "detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: br0}\nnodePortAddresses: [primary]\n";
+    let config = from_file(text).unwrap().config;
+    assert_eq!(config.detect_local, DetectLocal::BridgeInterface("br0".to_owned()));
+    assert_eq!(config.node_port_addresses, NodePortAddresses::Primary);
+}
+
+/// One bad value each: the file's text below its head, the line it is in, and the complaint.
+const BAD_VALUES: [(&str, u32, &str); 39] = [
+    (
+        "iptables: {masqueradeBit: 32}",
+        3,
+        "KubeProxyIPTablesConfiguration.MasqueradeBit: Invalid value: 32: must be within the range [0, 31]",
+    ),
+    (
+        "mode: ipvs\niptables: {masqueradeBit: -1}",
+        4,
+        "KubeProxyIPTablesConfiguration.MasqueradeBit: Invalid value: -1: must be within the range [0, 31]",
+    ),
+    (
+        "mode: nftables\nnftables: {masqueradeBit: 32}",
+        4,
+        "KubeProxyNFTablesConfiguration.MasqueradeBit: Invalid value: 32: must be within the range [0, 31]",
+    ),
+    (
+        "mode: ipvs\nipvs: {tcpTimeout: -1s}",
+        4,
+        "KubeProxyIPVSConfiguration.TCPTimeout: Invalid value: -1s: must be greater than or equal to 0",
+    ),
+    (
+        "mode: ipvs\nipvs: {tcpFinTimeout: -1s}",
+        4,
+        "KubeProxyIPVSConfiguration.TCPFinTimeout: Invalid value: -1s: must be greater than or equal to 0",
+    ),
+    (
+        "mode: ipvs\nipvs: {udpTimeout: -1s}",
+        4,
+        "KubeProxyIPVSConfiguration.UDPTimeout: Invalid value: -1s: must be greater than or equal to 0",
+    ),
+    (
+        "mode: ipvs\nipvs: {excludeCIDRs: [10.0.0.0/8, x]}",
+        4,
+        "KubeProxyIPVSConfiguration.ExcludeCidrs[1]: Invalid value: \"x\": must be a valid CIDR",
+    ),
+    (
+        "conntrack: {maxPerCore: -1}",
+        3,
+        "KubeProxyLinuxConfiguration.KubeProxyConntrackConfiguration.MaxPerCore: Invalid value: -1: must be greater than or equal to 0",
+    ),
+    (
+        "conntrack: {min: -1}",
+        3,
+        "KubeProxyLinuxConfiguration.KubeProxyConntrackConfiguration.Min: Invalid value: -1: must be greater than or equal to 0",
+    ),
+    (
+        "conntrack: {tcpEstablishedTimeout: -1s}",
+        3,
+        "KubeProxyLinuxConfiguration.KubeProxyConntrackConfiguration.TCPEstablishedTimeout: Invalid value: -1s: must be greater than or equal to 0",
+    ),
+    (
+        "conntrack: {tcpCloseWaitTimeout: -1s}",
+        3,
+        "KubeProxyLinuxConfiguration.KubeProxyConntrackConfiguration.TCPCloseWaitTimeout: Invalid value: -1s: must be greater than or equal to 0",
+    ),
+    (
+        "conntrack: {udpTimeout: -1s}",
+        3,
+        "KubeProxyLinuxConfiguration.KubeProxyConntrackConfiguration.UDPTimeout: Invalid value: -1s: must be greater than or equal to 0",
+    ),
+    (
+        "conntrack: {udpStreamTimeout: -1s}",
+        3,
+        "KubeProxyLinuxConfiguration.KubeProxyConntrackConfiguration.UDPStreamTimeout: Invalid value: -1s: must be greater than or equal to 0",
+    ),
+    (
+        "oomScoreAdj: 1001",
+        3,
+        "KubeProxyLinuxConfiguration.OOMScoreAdj: Invalid value: 1001: must be within the range [-1000, 1000]",
+    ),
+    (
+        "mode: userspace",
+        3,
+        "Mode.ProxyMode: Invalid value: \"userspace\": must be iptables, ipvs, nftables or blank (blank means the best-available proxy [currently iptables])",
+    ),
+    (
+        "clientConnection:\n  burst: -1",
+        4,
+        "ClientConnection.Burst: Invalid value: -1: must be greater than or equal to 0",
+    ),
+    ("configSyncPeriod: -1s", 3, "ConfigSyncPeriod: Invalid value: -1s: must be greater than 0"),
+    ("iptables: {minSyncPeriod: -1s}", 3, "MinSyncPeriod: Invalid value: -1s: must be greater than or equal to 0"),
+    (
+        "mode: nftables\nnftables:\n  minSyncPeriod: 1m\n  syncPeriod: 30s",
+        6,
+        "SyncPeriod: Invalid value: 1m0s: must be greater than or equal to KubeProxyConfiguration.MinSyncPeriod",
+    ),
+    (
+        "bindAddress: host",
+        3,
+        "BindAddress: Invalid value: \"host\": not a valid textual representation of an IP address",
+    ),
+    ("healthzBindAddress: host", 3, "HealthzBindAddress: Invalid value: \"host\": must be IP:port"),
+    ("healthzBindAddress: host:80", 3, "HealthzBindAddress: Invalid value: \"host\": must be a valid IP"),
+    ("healthzBindAddress: 1.2.3.4:0", 3, "HealthzBindAddress: Invalid value: \"0\": must be a valid port"),
+    ("metricsBindAddress: '[::1]:x'", 3, "MetricsBindAddress: Invalid value: \"x\": must be a valid port"),
+    ("metricsBindAddress: '1.2.3.4:65536'", 3, "MetricsBindAddress: Invalid value: \"65536\": must be a valid port"),
+    ("nodePortAddresses: [10.0.0.0]", 3, "NodePortAddresses[0]: Invalid value: \"10.0.0.0\": must be a valid CIDR"),
+    (
+        "nodePortAddresses: [10.0.0.0/8, ' fd00::/8']",
+        3,
+        "NodePortAddresses[1]: Invalid value: \" fd00::/8\": must be a valid CIDR",
+    ),
+    (
+        "nodePortAddresses: [10.0.0.0/8, primary, x]",
+        3,
+        "NodePortAddresses[1]: Invalid value: \"primary\": can't use both 'primary' and CIDRs",
+    ),
+    (
+        "showHiddenMetricsForVersion: '1.34'",
+        3,
+        "ShowHiddenMetricsForVersion: Invalid value: \"1.34\": --show-hidden-metrics-for-version must be omitted or have the value '1.35'. Only the previous minor version is allowed",
+    ),
+    (
+        "detectLocalMode: Guess",
+        3,
+        "DetectLocalMode: Unsupported value: \"Guess\": supported values: \"ClusterCIDR\", \"NodeCIDR\", \"BridgeInterface\", \"InterfaceNamePrefix\", \"\"",
+    ),
+    (
+        "detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: ''}",
+        4,
+        "DetectLocalConfiguration.InterfaceName: Invalid value: \"\": must not be empty",
+    ),
+    (
+        "detectLocalMode: InterfaceNamePrefix\ndetectLocal: {}",
+        4,
+        "DetectLocalConfiguration.InterfacePrefix: Invalid value: \"\": must not be empty",
+    ),
+    (
+        "clusterCIDR: 10.0.0.0",
+        3,
+        "DetectLocalConfiguration.ClusterCIDRs[0]: Invalid value: \"10.0.0.0\": must be a valid CIDR block (e.g. 10.100.0.0/16 or fde4:8dba:82e1::/48)",
+    ),
+    (
+        "clusterCIDR: 10.0.0.0/8, fd00::/48",
+        3,
+        "DetectLocalConfiguration.ClusterCIDRs[1]: Invalid value: \" fd00::/48\": must be a valid CIDR block (e.g. 10.100.0.0/16 or fde4:8dba:82e1::/48)",
+    ),
+    (
+        "clusterCIDR: 10.0.0.0/8,11.0.0.0/8",
+        3,
+        "DetectLocalConfiguration.ClusterCIDRs: Invalid value: []string{\"10.0.0.0/8\", \"11.0.0.0/8\"}: must be a either a single CIDR or dual-stack pair of CIDRs (e.g. [10.100.0.0/16, fde4:8dba:82e1::/48]",
+    ),
+    (
+        "clusterCIDR: a,b,c",
+        3,
+        "DetectLocalConfiguration.ClusterCIDRs: Invalid value: []string{\"a\", \"b\", \"c\"}: must be a either a single CIDR or dual-stack pair of CIDRs (e.g. [10.100.0.0/16, fde4:8dba:82e1::/48]",
+    ),
+    (
+        "mode: ipvs\nipvs: {syncPeriod: -1s, minSyncPeriod: -2s}\n",
+        4,
+        "SyncPeriod: Invalid value: -1s: must be greater than 0",
+    ),
+    ("bindAddress: '1'\n", 3, "BindAddress: Invalid value: \"1\": not a valid textual representation of an IP address"),
+    (
+        "mode: IPVS\n",
+        3,
+        "Mode.ProxyMode: Invalid value: \"IPVS\": must be iptables, ipvs, nftables or blank (blank means the best-available proxy [currently iptables])",
+    ),
+];
+
+#[test]
+fn each_bad_value_is_refused_in_upstreams_words_with_its_place() {
+    for (text, line, expected) in BAD_VALUES {
+        let error = from_file(text).expect_err(text);
+        let prefix = format!("KubeProxyConfiguration.{expected} (");
+        let at = error.find(&prefix).unwrap_or_else(|| panic!("{text:?}: {error}")) + prefix.len();
+        let place: Vec<_> = error[at..].split([':', ')']).collect();
+        assert_eq!(place[1], line.to_string(), "{text:?}: {error}");
+        assert!(error.starts_with("failed validate: ") && !error.contains('\n'), "{text:?}: {error}");
+    }
+}
+
+#[test]
+fn flags_are_held_to_the_same_rules() {
+    for (line, expected) in [
+        (
+            "--metrics-port=0",
+            "failed validate: KubeProxyConfiguration.MetricsBindAddress: Invalid value: \"\": must be IP:port",
+        ),
+        (
+            "--cluster-cidr=",
+            "failed validate: KubeProxyConfiguration.DetectLocalConfiguration.ClusterCIDRs[0]: Invalid value: \"\": must be a valid CIDR block (e.g. 10.100.0.0/16 or fde4:8dba:82e1::/48)",
+        ),
+        (
+            "--iptables-sync-period=0",
+            "failed validate: [KubeProxyConfiguration.SyncPeriod: Invalid value: 0s: must be greater than 0, KubeProxyConfiguration.SyncPeriod: Invalid value: 1s: must be greater than or equal to KubeProxyConfiguration.MinSyncPeriod]",
+        ),
+        (
+            "--kube-api-burst=-1 --oom-score-adj=2000",
+            "failed validate: [KubeProxyConfiguration.KubeProxyLinuxConfiguration.OOMScoreAdj: Invalid value: 2000: must be within the range [-1000, 1000], KubeProxyConfiguration.ClientConnection.Burst: Invalid value: -1: must be greater than or equal to 0]",
+        ),
+        ("--feature-gates=no-gate=true", "failed complete: unrecognized feature gate: no-gate"),
+        ("--feature-gates=X", "failed complete: missing bool value for X"),
+        (
+            "--feature-gates=NFTablesProxyMode=false",
+            "failed complete: cannot set feature gate NFTablesProxyMode to false, feature is locked to true",
+        ),
+        ("--logging-format=xml", "initialize logging: logging.format: Invalid value: \"xml\": Unsupported log format"),
+        (
+            "--logging-format=json --vmodule=a=1",
+            "initialize logging: logging.vmodule: Forbidden: Only supported for text log format",
+        ),
+        (
+            "--logging-format=json --feature-gates=AllBeta=false",
+            "initialize logging: logging.format: Forbidden: Log format json is disabled, see LoggingBetaOptions feature",
+        ),
+        (
+            "--log-json-split-stream",
+            "initialize logging: logging.options.json.splitStream: Forbidden: Feature LoggingAlphaOptions is disabled",
+        ),
+        (
+            "--log-text-info-buffer-size=1Ki",
+            "initialize logging: logging.options.text.infoBufferSize: Forbidden: Feature LoggingAlphaOptions is disabled",
+        ),
+        (
+            "--log-flush-frequency=0",
+            "initialize logging: logging.flushFrequency: Invalid value: 0s: must be greater than 0",
+        ),
+        ("-v=2147483648", "initialize logging: logging.verbosity: Invalid value: 2147483648: Must be <= 2147483647"),
+        ("--vmodule==1", "initialize logging: logging.vmodule[0]: Required value: File pattern must not be empty"),
+        ("--vmodule=a", "failed complete: --vmodule: \"a\" is not of the form pattern=N"),
+    ] {
+        assert_eq!(from_flags(line).expect_err(line), expected, "{line}");
+    }
+    assert!(from_flags("--iptables-min-sync-period=2h --iptables-sync-period=3h").is_ok());
+    assert!(from_flags("--proxy-mode=nftables --detect-local-mode=NodeCIDR --cluster-cidr=").is_ok());
+}
+
+#[test]
+fn blank_host_names_are_refused() {
+    let mut options = options("");
+    options.flags.hostname_override = Some("  ".to_owned());
+    let error = options.load_with_default(Path::new("/nonexistent")).unwrap_err();
+    assert_eq!(error, "failed complete: empty hostname-override is invalid");
+    assert!(from_file("hostnameOverride: '  '\n").unwrap_err().starts_with("empty hostname is invalid"));
+}
+
+#[test]
+fn files_that_cannot_be_read_are_refused_in_one_line() {
+    let error = from_flags("--config=/nonexistent/file").unwrap_err();
+    let start = "failed complete: cannot read the configuration file /nonexistent/file: No such file or directory";
+    assert!(error.starts_with(start), "{error}");
+    let error = from_file("iptables:\n  masqueradeBit: many\n").unwrap_err();
+    assert!(error.starts_with("failed complete: failed to decode: "), "{error}");
+    assert!(error.contains(":4:3: iptables.masqueradeBit: invalid type: string \"many\", expected i32"), "{error}");
+    let error = from_file("featureGates:\n  bad-name: true\n").unwrap_err();
+    assert!(
+        error.starts_with("failed complete: unrecognized feature gate: bad-name (") && error.contains(":4:3)"),
+        "{error}"
+    );
+}
+
+/// What kubeadm 1.36 writes: nearly everything at its zero value.
+const KUBEADM: &str = "\
+apiVersion: kubeproxy.config.k8s.io/v1alpha1
+bindAddress: 0.0.0.0
+bindAddressHardFail: false
+clientConnection:
+  acceptContentTypes: \"\"
+  burst: 0
+  contentType: \"\"
+  kubeconfig: /var/lib/kube-proxy/kubeconfig.conf
+  qps: 0
+clusterCIDR: 10.244.0.0/16
+configSyncPeriod: 0s
+conntrack:
+  maxPerCore: null
+  min: null
+  tcpBeLiberal: false
+  tcpCloseWaitTimeout: null
+  tcpEstablishedTimeout: null
+  udpStreamTimeout: 0s
+  udpTimeout: 0s
+detectLocal:
+  bridgeInterface: \"\"
+  interfaceNamePrefix: \"\"
+detectLocalMode: \"\"
+enableProfiling: false
+healthzBindAddress: \"\"
+hostnameOverride: \"\"
+iptables:
+  localhostNodePorts: null
+  masqueradeAll: false
+  masqueradeBit: null
+  minSyncPeriod: 0s
+  syncPeriod: 0s
+ipvs:
+  excludeCIDRs: null
+  minSyncPeriod: 0s
+  scheduler: \"\"
+  strictARP: false
+  syncPeriod: 0s
+  tcpFinTimeout: 0s
+  tcpTimeout: 0s
+  udpTimeout: 0s
+kind: KubeProxyConfiguration
+logging:
+  flushFrequency: 0
+  options:
+    json:
+      infoBufferSize: \"0\"
+    text:
+      infoBufferSize: \"0\"
+  verbosity: 0
+metricsBindAddress: \"\"
+mode: \"\"
+nftables:
+  masqueradeAll: false
+  masqueradeBit: null
+  minSyncPeriod: 0s
+  syncPeriod: 0s
+nodePortAddresses: null
+oomScoreAdj: null
+portRange: \"\"
+showHiddenMetricsForVersion: \"\"
+winkernel:
+  enableDSR: false
+  forwardHealthCheckVip: false
+  networkName: \"\"
+  rootHnsEndpointName: \"\"
+  sourceVip: \"\"
+";
+
+#[test]
+fn kubeadms_file_of_nulls_and_zeros_means_the_defaults() {
+    let file = File::new(KUBEADM);
+    let loaded = from_flags(&format!("--config={} --hostname-override=pi", file.0.display())).unwrap();
+    assert_eq!(loaded.warnings, Vec::<String>::new());
+    let mut expected = from_file("").unwrap().config;
+    expected.kubeconfig = Some("/var/lib/kube-proxy/kubeconfig.conf".to_owned());
+    expected.detect_local = DetectLocal::ClusterCidr(vec!["10.244.0.0/16".parse().unwrap()]);
+    expected.hostname_override = Some("pi".to_owned());
+    assert_eq!(loaded.config, expected);
+}
+
+#[test]
+fn what_is_written_means_the_same_when_read() {
+    for line in [
+        "",
+        "--proxy-mode=ipvs --masquerade-all --ipvs-exclude-cidrs=10.0.0.0/8 --ipvs-scheduler=sh --ipvs-sync-period=1m",
+        "--proxy-mode=nftables --masquerade-all --iptables-sync-period=1m --cluster-cidr=10.0.0.0/8,fd00::/48",
+        "--bind-address=fd00::1 --nodeport-addresses=10.0.0.0/8 --hostname-override=a --conntrack-max-per-core=0",
+        "--feature-gates=AllAlpha=true,WatchListClient=false --vmodule=a=1 --log-json-info-buffer-size=1Mi -v=3",
+        "--detect-local-mode=InterfaceNamePrefix --pod-interface-name-prefix=veth --kube-api-qps=0.5 --profiling",
+        "--detect-local-mode=BridgeInterface --pod-bridge-interface=yes --conntrack-tcp-timeout-established=1h30m",
+    ] {
+        let written = from_flags(line).expect(line);
+        let file = File::new(&to_yaml(&written.effective).unwrap());
+        let read = from_flags(&format!("--config={}", file.0.display())).expect(line);
+        assert_eq!(read.config, written.config, "{line}");
+        assert_eq!(read.effective, written.effective, "{line}");
+        let odd: Vec<_> = read.warnings.iter().filter(|warning| warning.contains("field")).collect();
+        assert!(odd.is_empty(), "{line}: {odd:?}");
+    }
+}
+
+#[test]
+fn configz_is_the_effective_object_under_the_groups_name() {
+    let loaded = from_file("mode: nftables\nhostnameOverride: a\n").unwrap();
+    let body: serde_json::Value = serde_json::from_str(&to_configz(&loaded.effective).unwrap()).unwrap();
+    let object = &body["kubeproxy.config.k8s.io"];
+    assert_eq!(object["kind"], "KubeProxyConfiguration");
+    assert_eq!(object["apiVersion"], "kubeproxy.config.k8s.io/v1alpha1");
+    assert_eq!(object["nodePortAddresses"], serde_json::json!(["primary"]));
+    assert_eq!(object["conntrack"]["tcpEstablishedTimeout"], "24h0m0s");
+    assert_eq!(object["ipvs"]["excludeCIDRs"], serde_json::Value::Null);
+    assert!(object.get("windowsRunAsService").is_none());
+}
+
+#[test]
+fn every_flag_is_listed_once_with_its_value() {
+    let value = |loaded: &Loaded, name: &str| {
+        let found = loaded.flags.iter().find(|(listed, _)| *listed == name);
+        found.unwrap_or_else(|| panic!("{name} is not listed")).1.clone()
+    };
+    let loaded = from_flags("--proxy-mode=nftables -v=3 --cleanup --ipvs-exclude-cidrs=a/1,b").unwrap();
+    let listed: Vec<_> = loaded.flags.iter().map(|(name, _)| format!("--{name}")).collect();
+    let mut known: Vec<_> = <Flags as argh::ArgsInfo>::get_args_info().flags.iter().map(|flag| flag.long).collect();
+    known.sort_unstable();
+    assert_eq!(listed, known);
+    for (name, expected) in [
+        ("proxy-mode", "nftables"),
+        ("v", "3"),
+        ("cleanup", "true"),
+        ("nodeport-addresses", "[primary]"),
+        ("ipvs-exclude-cidrs", "[a/1,b]"),
+        ("iptables-sync-period", "30s"),
+        ("kube-api-qps", "5"),
+        ("healthz-port", "10256"),
+        ("conntrack-tcp-timeout-established", "24h0m0s"),
+    ] {
+        assert_eq!(value(&loaded, name), expected, "{name}");
+    }
+    let beside_file = from_file_and_flags("mode: ipvs\n", "-v=2").unwrap();
+    assert_eq!((value(&beside_file, "proxy-mode"), value(&beside_file, "v")), (String::new(), "2".to_owned()));
+}
+
+#[test]
+fn flags_without_effect_are_told_in_one_warning() {
+    let loaded = from_flags("--machine-id-file=/m --kube-api-qps=1 --kube-api-content-type=application/json").unwrap();
+    assert_eq!(loaded.warnings, ["flags that have no effect here: --machine-id-file, --kube-api-qps"]);
+    let loaded = from_flags("--healthz-port=1").unwrap();
+    assert_eq!(loaded.warnings, ["Flag --healthz-port has been deprecated, use --healthz-bind-address"]);
+    assert_eq!(from_flags("").unwrap().notes, ["no proxy mode is configured: using iptables, as upstream does"]);
+    assert!(from_flags("--proxy-mode=iptables").unwrap().notes.is_empty());
+}
+
+#[test]
+fn odd_keys_and_gates_are_warned_about() {
+    let loaded = from_file("Mode: ipvs\nfeatureGates: {AppArmor: true}\nmode: ipvs\nmode: nftables\n").unwrap();
+    assert_eq!(loaded.config.mode, Mode::Nftables);
+    let [unknown, twice, gate] = &*loaded.warnings else { panic!("{:?}", loaded.warnings) };
+    assert!(unknown.contains(":3:1: unknown field \"Mode\""), "{unknown}");
+    assert!(twice.contains(":6:1: key \"mode\" already set"), "{twice}");
+    assert!(gate.contains("AppArmor"), "{gate}");
+}
+
+#[test]
+fn ranges_of_the_wrong_family_are_refused_or_noted() {
+    let v6_pods = ["fd00::/64".parse().unwrap()];
+    for (text, dual, pods, expected) in [
+        ("clusterCIDR: 10.0.0.0/8\nnodePortAddresses: [10.0.0.0/8]\n", false, &[][..], Ok(vec![])),
+        ("clusterCIDR: fd00::/48\nnodePortAddresses: [10.0.0.0/8]\n", false, &[], Err("clusterCIDR has no range")),
+        ("clusterCIDR: fd00::/48\nnodePortAddresses: [primary]\n", true, &[], Ok(vec!["clusterCIDR has no IPv4"])),
+        ("detectLocalMode: NodeCIDR\n", true, &v6_pods, Err("the Node's podCIDRs")),
+        ("nodePortAddresses: [primary]\n", true, &v6_pods, Ok(vec!["the Node's podCIDRs have no IPv4"])),
+        ("", true, &[], Ok(vec!["nodePortAddresses is unset"])),
+        ("nodePortAddresses: [fd00::/8]\n", true, &[], Ok(vec!["nodePortAddresses has no IPv4"])),
+        ("nodePortAddresses: [10.0.0.0/8]\n", true, &[], Ok(vec!["nodePortAddresses has only IPv4"])),
+        (
+            "mode: ipvs\nipvs: {excludeCIDRs: [fd00::/8]}\nnodePortAddresses: [primary]\n",
+            false,
+            &[],
+            Ok(vec!["ipvs.excludeCIDRs has no IPv4"]),
+        ),
+        (
+            "healthzBindAddress: '[fd00::1]:1'\nmetricsBindAddress: '[::]:2'\nnodePortAddresses: [primary]\n",
+            false,
+            &[],
+            Ok(vec!["healthzBindAddress [fd00::1]:1 is not IPv4"]),
+        ),
+    ] {
+        let config = from_file(text).expect(text).config;
+        match (config.check_families(crate::model::Family::V4, dual, pods), expected) {
+            (Ok(notes), Ok(starts)) => {
+                assert_eq!(notes.len(), starts.len(), "{text:?}: {notes:?}");
+                assert!(notes.iter().zip(&starts).all(|(note, start)| note.starts_with(start)), "{text:?}: {notes:?}");
+            }
+            (Err(error), Err(part)) => assert!(error.contains(part), "{text:?}: {error}"),
+            (got, expected) => panic!("{text:?}: {got:?}, not {expected:?}"),
+        }
+    }
+}

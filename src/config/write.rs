@@ -3,6 +3,8 @@
 //! What comes out, read in, must mean the same. Upstream keeps one sync period and one `masqueradeAll` for all modes
 //! and writes them into the block of the mode in use (contract 2.2, last paragraph); so do we.
 
+use serde::Serialize;
+
 use super::check::{masquerade_all, periods};
 use super::checked::Mode;
 use super::duration::GoDuration;
@@ -38,6 +40,10 @@ pub fn to_yaml(effective: &RawConfig) -> Result<String, String> {
 /// # Errors
 /// None that is known: every field has a form in JSON.
 pub fn to_configz(effective: &RawConfig) -> Result<String, String> {
-    let body = serde_json::json!({ "kubeproxy.config.k8s.io": effective });
-    serde_json::to_string(&body).map_err(|e| format!("cannot write the configuration as JSON: {e}"))
+    #[derive(Serialize)]
+    struct Configz<'a> {
+        #[serde(rename = "kubeproxy.config.k8s.io")]
+        effective: &'a RawConfig,
+    }
+    serde_json::to_string(&Configz { effective }).map_err(|e| format!("cannot write the configuration as JSON: {e}"))
 }

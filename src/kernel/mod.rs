@@ -1,5 +1,10 @@
 //! The only place with netlink, socket options, `/proc` and other doors to the kernel. Knows no Kubernetes.
 
+pub mod conntrack;
+pub mod links;
+pub mod listen;
 pub mod netlink;
 pub mod nftables;
 pub mod nftrule;
+pub mod process;
+pub mod sysctl;

@@ -57,28 +57,19 @@ impl Table {
         Ok(Self { nft, family, specs, shapes, state: None, generation: 0, care: Care::default() })
     }
 
-    /// Packets and bytes of the first packets of connections, per Service port, since the port's endpoints last changed
-    /// in number. Reads the kernel, so it is for scrapes.
-    ///
-    /// # Errors
-    /// When the kernel cannot be asked.
-    pub fn counters(&mut self) -> Result<Vec<(PortName, u64, u64)>, Error> {
+    /// Sums the counters of all maps that lead to Service ports, by the port's number.
+    fn counters(&mut self) -> std::io::Result<HashMap<u32, (u64, u64)>> {
         let mut by_number: HashMap<u32, (u64, u64)> = HashMap::new();
         for set in Set::ALL.into_iter().filter(|set| set.is_counted()) {
             let name = self.specs[set as usize].name;
-            self.nft
-                .elements(table_family(self.family), TABLE, name, |element| {
-                    if let (Value::Bytes(value), Some((packets, bytes))) = (element.data, element.counter) {
-                        let sums = by_number.entry(read_number(value) & NUMBER_MASK).or_default();
-                        *sums = (sums.0 + packets, sums.1 + bytes);
-                    }
-                })
-                .map_err(|error| Error(format!("cannot read the counters of table {TABLE}: {error}")))?;
+            self.nft.elements(table_family(self.family), TABLE, name, |element| {
+                if let (Value::Bytes(value), Some((packets, bytes))) = (element.data, element.counter) {
+                    let sums = by_number.entry(read_number(value) & NUMBER_MASK).or_default();
+                    *sums = (sums.0 + packets, sums.1 + bytes);
+                }
+            })?;
         }
-        let ports = self.state.iter().flat_map(State::ports);
-        Ok(ports
-            .filter_map(|(name, number)| by_number.get(&number).map(|&(packets, bytes)| (name, packets, bytes)))
-            .collect())
+        Ok(by_number)
     }
 
     /// Adds chains and elements of the classes that the kernel does not know yet.
@@ -158,6 +149,17 @@ impl Backend for Table {
         let _ = (rules(base_chains()), inner_chains as fn(&NodeFacts) -> Vec<layout::Chain>);
         self.generation = generation;
         true
+    }
+
+    fn traffic(&mut self) -> Vec<(PortName, u64, u64)> {
+        let counters = self.counters().unwrap_or_else(|error| {
+            log::warn!("cannot read the counters of table {TABLE}: {error}");
+            HashMap::new()
+        });
+        let ports = self.state.iter().flat_map(State::ports);
+        ports
+            .filter_map(|(name, number)| counters.get(&number).map(|&(packets, bytes)| (name, packets, bytes)))
+            .collect()
     }
 
     fn cleanup(&mut self) -> Result<(), Error> {

@@ -3,7 +3,7 @@
 //!
 //! Keeps a few bytes per Service, never its plan (UDP ports excepted: their flows are compared).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use super::claims::{Claims, Clash};
@@ -18,7 +18,8 @@ pub struct Ledger {
     tallies: HashMap<ObjectName, Tally>,
     total: Tally,
     udp: HashMap<ObjectName, Vec<PortPlan>>,
-    health_checks: BTreeMap<ObjectName, HealthCheck>,
+    health_checks: HashMap<ObjectName, (u16, usize)>,
+    changed_health_checks: HashMap<ObjectName, Option<(u16, usize)>>,
     stale: Stale,
     clashes: Vec<Clash>,
 }
@@ -36,15 +37,6 @@ pub struct Tally {
     pub no_local_external: usize,
 }
 
-/// What the health check server of a Service answers (contract 12.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HealthCheck {
-    /// Where it listens.
-    pub port: u16,
-    /// Ready endpoints on this node.
-    pub local_endpoints: usize,
-}
-
 // === impl Ledger ===
 
 impl Ledger {
@@ -56,7 +48,8 @@ impl Ledger {
             tallies: HashMap::new(),
             total: Tally::default(),
             udp: HashMap::new(),
-            health_checks: BTreeMap::new(),
+            health_checks: HashMap::new(),
+            changed_health_checks: HashMap::new(),
             stale: Stale::default(),
             clashes: Vec::new(),
         }
@@ -96,7 +89,7 @@ impl Ledger {
         self.total
     }
 
-    /// Service ports that are programmed under one name for more than one Service or not at all are told once.
+    /// Clashes over addresses that came up since this was last called.
     pub fn take_clashes(&mut self) -> Vec<Clash> {
         std::mem::take(&mut self.clashes)
     }
@@ -106,9 +99,10 @@ impl Ledger {
         std::mem::take(&mut self.stale)
     }
 
-    /// All health checks.
-    pub fn health_checks(&self) -> impl Iterator<Item = (&ObjectName, &HealthCheck)> {
-        self.health_checks.iter()
+    /// Health checks that changed since this was last called: port, and ready endpoints on this node (contract 12.3).
+    /// `None`: the Service has none any more.
+    pub fn take_health_checks(&mut self) -> Vec<(ObjectName, Option<(u16, usize)>)> {
+        std::mem::take(&mut self.changed_health_checks).into_iter().collect()
     }
 
     fn note_flows(&mut self, plan: &ServicePlan) {
@@ -128,14 +122,20 @@ impl Ledger {
 
     fn note_health_check(&mut self, store: &Store, plan: &ServicePlan) {
         let port = store.service(&plan.name).and_then(|service| service.health_check_node_port);
-        let Some(port) = port.filter(|_| !plan.ports.is_empty()) else {
-            self.health_checks.remove(&plan.name);
-            return;
+        let check = port.filter(|_| !plan.ports.is_empty()).map(|port| (port, self.ready_here(store, &plan.name)));
+        let before = match check {
+            Some(check) => self.health_checks.insert(plan.name.clone(), check),
+            None => self.health_checks.remove(&plan.name),
         };
-        let slices = store.slices(&plan.name).filter(|slice| slice.family == self.family);
+        if before != check {
+            self.changed_health_checks.insert(plan.name.clone(), check);
+        }
+    }
+
+    fn ready_here(&self, store: &Store, service: &ObjectName) -> usize {
+        let slices = store.slices(service).filter(|slice| slice.family == self.family);
         let ready = slices.flat_map(|slice| &slice.endpoints).filter(|endpoint| endpoint.local && endpoint.ready);
-        let local_endpoints = ready.map(|endpoint| endpoint.address).collect::<HashSet<IpAddr>>().len();
-        self.health_checks.insert(plan.name.clone(), HealthCheck { port, local_endpoints });
+        ready.map(|endpoint| endpoint.address).collect::<HashSet<IpAddr>>().len()
     }
 
     fn count(&mut self, plan: &ServicePlan) {

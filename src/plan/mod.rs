@@ -9,7 +9,7 @@ pub mod flows;
 mod ledger;
 mod traffic;
 
-pub use ledger::{HealthCheck, Ledger, Tally};
+pub use ledger::{Ledger, Tally};
 pub use traffic::{Here, plan};
 
 use std::fmt;

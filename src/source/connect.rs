@@ -30,9 +30,11 @@ const READ_BUFFER: usize = 32 * 1024;
 /// An HTTP connection that can carry one request after another.
 pub struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
-    /// `None` once it is closed.
-    driver: Option<Pin<Box<http1::Connection<Transport, Full<Bytes>>>>>,
+    driver: Driver,
 }
+
+/// What moves the bytes; `None` once the connection is closed.
+type Driver = Option<Pin<Box<http1::Connection<Transport, Full<Bytes>>>>>;
 
 enum Transport {
     Plain(FuturesIo<Async<TcpStream>>),
@@ -116,10 +118,7 @@ impl Connection {
 }
 
 /// Polls the connection along with what waits for it.
-async fn drive<F: Future>(
-    driver: &mut Option<Pin<Box<http1::Connection<Transport, Full<Bytes>>>>>,
-    mut work: Pin<&mut F>,
-) -> F::Output {
+async fn drive<F: Future>(driver: &mut Driver, mut work: Pin<&mut F>) -> F::Output {
     std::future::poll_fn(|context| {
         if let Some(connection) = driver
             && connection.as_mut().poll(context).is_ready()

@@ -1,4 +1,7 @@
 //! What the integration tests share. Each test binary uses a part of it.
 #![allow(dead_code, reason = "every test binary includes all of it and uses a part")]
 
+pub mod apiserver;
+pub mod certificates;
+pub mod follower;
 pub mod netns;

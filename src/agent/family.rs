@@ -1,0 +1,165 @@
+//! One IP family's proxy: its books, its backend, and whether the kernel holds what it should.
+//!
+//! Decides between writing everything and writing changes; when is for the loop to say.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::backend::{Backend, Error, Report};
+use crate::model::{Family, ObjectName, Store};
+use crate::plan::flows::Stale;
+use crate::plan::{Here, Ledger, NodeFacts, PortName, Tally};
+
+/// The proxy of one family.
+pub struct Proxy {
+    family: Family,
+    backend: Box<dyn Backend>,
+    ledger: Ledger,
+    facts: NodeFacts,
+    here: Here,
+    /// The kernel holds what was programmed last.
+    loaded: bool,
+    /// Services that changed since they were last programmed.
+    pending: HashSet<ObjectName>,
+    /// Service ports that could not be programmed, with the reason.
+    set_aside: HashMap<PortName, String>,
+}
+
+/// What a sync did.
+pub struct Synced {
+    /// It looked at everything.
+    pub full: bool,
+    /// Elements, rules or real servers changed in the kernel.
+    pub changes: usize,
+    /// UDP flows to be forgotten.
+    pub stale: Stale,
+}
+
+// === impl Proxy ===
+
+impl Proxy {
+    /// Nothing is programmed yet.
+    pub fn new(family: Family, backend: Box<dyn Backend>, facts: NodeFacts, here: Here) -> Self {
+        let ledger = Ledger::new(family);
+        Self { family, backend, ledger, facts, here, loaded: false, pending: HashSet::new(), set_aside: HashMap::new() }
+    }
+
+    /// Which family this is.
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
+    /// Takes note of changed Services.
+    pub fn touch<'a>(&mut self, services: impl IntoIterator<Item = &'a ObjectName>) {
+        self.pending.extend(services.into_iter().cloned());
+    }
+
+    /// Takes note of changed facts. The rules are written anew if they matter.
+    pub fn set_facts(&mut self, facts: NodeFacts) {
+        self.loaded &= facts == self.facts;
+        self.facts = facts;
+    }
+
+    /// Takes note of another place of the node. All Services are planned again if it matters.
+    pub fn set_here(&mut self, here: Here, store: &Store) {
+        if here != self.here {
+            self.here = here;
+            self.pending.extend(store.services().cloned());
+        }
+    }
+
+    /// Whether there is anything to do.
+    pub fn is_pending(&self) -> bool {
+        !self.loaded || !self.pending.is_empty()
+    }
+
+    /// Services that wait for the next sync.
+    pub fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Programs what is pending.
+    ///
+    /// # Errors
+    /// When the kernel does not take it; everything will be written at the next attempt.
+    pub fn sync(&mut self, store: &Store) -> Result<Synced, Error> {
+        let full = !self.loaded;
+        let outcome = if full { self.replace(store) } else { self.update(store) };
+        for clash in self.ledger.take_clashes() {
+            log::warn!("{clash}");
+        }
+        self.loaded = outcome.is_ok();
+        Ok(Synced { full, changes: outcome?, stale: self.ledger.take_stale() })
+    }
+
+    /// Looks whether our rules are still there; a sync is needed if not.
+    pub fn inspect(&mut self) -> bool {
+        if self.loaded && !self.backend.intact() {
+            log::warn!(ip_family = self.family.as_str(); "somebody removed the rules; writing them again");
+            self.loaded = false;
+        }
+        self.loaded
+    }
+
+    /// Gives the backend time for what it does by itself; returns when it wants more.
+    pub fn tick(&mut self) -> Option<std::time::Duration> {
+        self.backend.tick()
+    }
+
+    /// Numbers for onlookers.
+    pub fn tally(&self) -> Tally {
+        self.ledger.total()
+    }
+
+    /// Service ports that could not be programmed.
+    pub fn set_aside(&self) -> usize {
+        self.set_aside.len()
+    }
+
+    /// Health checks that changed: what a Service's server is to answer.
+    pub fn take_health_checks(&mut self) -> Vec<(ObjectName, Option<(u16, usize)>)> {
+        self.ledger.take_health_checks()
+    }
+
+    /// Packets and bytes of each Service port, as far as the backend counts them.
+    pub fn traffic(&mut self) -> Vec<(PortName, u64, u64)> {
+        self.backend.traffic()
+    }
+
+    fn replace(&mut self, store: &Store) -> Result<usize, Error> {
+        // What is gone gives up its addresses first.
+        let gone = std::mem::take(&mut self.pending).into_iter().filter(|name| store.service(name).is_none());
+        self.ledger.plan(store, &self.here, gone);
+        let (ledger, here) = (&mut self.ledger, &self.here);
+        let mut freed = HashSet::new();
+        let mut plans = store.services().map(|name| {
+            let (plan, more) = ledger.plan_one(store, here, name);
+            freed.extend(more);
+            plan
+        });
+        let report = self.backend.replace(&self.facts, &mut plans)?;
+        self.set_aside.clear();
+        let changes = self.note(report);
+        self.loaded = true;
+        self.pending = freed;
+        Ok(changes + self.update(store)?)
+    }
+
+    fn update(&mut self, store: &Store) -> Result<usize, Error> {
+        if self.pending.is_empty() {
+            return Ok(0);
+        }
+        let plans = self.ledger.plan(store, &self.here, std::mem::take(&mut self.pending));
+        let report = self.backend.update(&plans)?;
+        let changed: HashSet<&ObjectName> = plans.iter().map(|plan| &plan.name).collect();
+        self.set_aside.retain(|port, _| !changed.contains(&port.service));
+        Ok(self.note(report))
+    }
+
+    fn note(&mut self, report: Report) -> usize {
+        for (port, reason) in report.set_aside {
+            log::error!(ip_family = self.family.as_str(); "Service port {port} cannot be programmed: {reason}");
+            self.set_aside.insert(port, reason);
+        }
+        report.changes
+    }
+}

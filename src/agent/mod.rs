@@ -1,0 +1,4 @@
+//! The agent.
+
+mod facts;
+mod family;

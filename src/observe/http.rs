@@ -1,0 +1,119 @@
+//! Small HTTP servers: one future each, which listens, answers, and tries again when it cannot listen.
+//!
+//! Answers are made at once from what is known; a handler must not wait. Dropping the future closes everything.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::rc::Rc;
+use std::time::Duration;
+
+use async_io::{Async, Timer};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Response, StatusCode};
+use smol::LocalExecutor;
+use smol::lock::Semaphore;
+use smol_hyper::rt::{FuturesIo, SmolTimer};
+
+use crate::kernel::listen::{self, Unspecified};
+
+/// A request without its body, which nobody here reads.
+pub type Request = hyper::http::request::Parts;
+/// A complete answer.
+pub type Answer = Response<String>;
+/// Makes the answer to a request.
+pub type Handler = Rc<dyn Fn(&Request) -> Answer>;
+
+/// Connections that one server holds at a time; more wait until one ends.
+const CONNECTIONS: usize = 128;
+/// How long a client may take to send a request, and how long a kept connection may be silent.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Serves `address` for ever; an unspecified one stands for all addresses of both families. When it cannot be bound, or
+/// accepting fails, this is logged and tried again after `retry`.
+///
+/// # Errors
+/// Returns only when `retry` is `None` and the server failed: in one line, with the address.
+pub async fn run(name: &str, address: SocketAddr, retry: Option<Duration>, handler: Handler) -> io::Error {
+    loop {
+        let failure = match listen::tcp(address, Unspecified::BothFamilies) {
+            Ok(listener) => serve(listener, Rc::clone(&handler)).await,
+            Err(error) => error,
+        };
+        let Some(delay) = retry else {
+            return io::Error::new(failure.kind(), format!("cannot serve {name} on {address}: {failure}"));
+        };
+        ::log::error!("cannot serve {name} on {address}, trying again in {} s: {failure}", delay.as_secs());
+        Timer::after(delay).await;
+    }
+}
+
+/// Serves a listener until accepting from it fails.
+pub async fn serve(listener: TcpListener, handler: Handler) -> io::Error {
+    let listener = match Async::new(listener) {
+        Ok(listener) => listener,
+        Err(error) => return error,
+    };
+    let slots = Semaphore::new(CONNECTIONS);
+    let connections = LocalExecutor::new();
+    let accepting = async {
+        loop {
+            let slot = slots.acquire().await;
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let handler = Rc::clone(&handler);
+                    let connection = async move {
+                        answer(stream, handler).await;
+                        drop(slot);
+                    };
+                    connections.spawn(connection).detach();
+                }
+                // The client went before its turn.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => return error,
+            }
+        }
+    };
+    connections.run(accepting).await
+}
+
+/// Answers all requests of one connection. What goes wrong with it is the client's affair.
+async fn answer(stream: Async<TcpStream>, handler: Handler) {
+    let service = service_fn(|request: hyper::Request<Incoming>| {
+        let answer = handler(&request.into_parts().0).map(|body| Full::new(Bytes::from(body)));
+        std::future::ready(Ok::<_, Infallible>(answer))
+    });
+    let _ = http1::Builder::new()
+        .timer(SmolTimer::new())
+        .header_read_timeout(PATIENCE)
+        .serve_connection(FuturesIo::new(stream), service)
+        .await;
+}
+
+/// An answer of plain text.
+pub fn text(status: StatusCode, body: impl Into<String>) -> Answer {
+    typed(status, "text/plain; charset=utf-8", body)
+}
+
+/// An answer in JSON.
+pub fn json(status: StatusCode, body: impl Into<String>) -> Answer {
+    typed(status, "application/json", body)
+}
+
+/// An answer of some media type, which the client must not second-guess.
+pub fn typed(status: StatusCode, media: &'static str, body: impl Into<String>) -> Answer {
+    let mut answer = Answer::new(body.into());
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media));
+    answer.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    answer
+}
+
+/// The answer for a path that is not served.
+pub fn not_found() -> Answer {
+    text(StatusCode::NOT_FOUND, "404 page not found\n")
+}

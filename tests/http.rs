@@ -1,0 +1,235 @@
+//! The HTTP servers, asked over loopback in both families.
+
+mod support;
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::rc::Rc;
+use std::time::Duration;
+
+use async_io::Async;
+use hyper::StatusCode;
+use kube_proxy::kernel::listen::{Unspecified, tcp};
+use kube_proxy::model::ObjectName;
+use kube_proxy::observe::health::Health;
+use kube_proxy::observe::http::{Handler, run, serve, text};
+use kube_proxy::observe::metrics::{Build, Metrics};
+use kube_proxy::observe::service_health::ServiceHealth;
+use kube_proxy::observe::time::clock;
+use smol::LocalExecutor;
+use smol::future::{block_on, yield_now};
+use smol::io::{AsyncReadExt, AsyncWriteExt};
+use support::netns::isolated;
+
+/// What a server answered.
+struct Answer {
+    status: u16,
+    headers: HashMap<String, String>,
+    body: String,
+}
+
+async fn connect(address: SocketAddr) -> std::io::Result<Async<TcpStream>> {
+    Async::<TcpStream>::connect(address).await
+}
+
+/// Sends one request on a connection of its own and reads until the server closes.
+async fn get(address: SocketAddr, path: &str) -> std::io::Result<Answer> {
+    let mut stream = connect(address).await?;
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a complete answer");
+    let mut lines = head.lines();
+    let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    let headers =
+        lines.filter_map(|line| line.split_once(": ")).map(|(name, value)| (name.to_ascii_lowercase(), value.into()));
+    Ok(Answer { status, headers: headers.collect(), body: body.into() })
+}
+
+fn echo() -> Handler {
+    Rc::new(|request| text(StatusCode::OK, format!("{} {}", request.method, request.uri)))
+}
+
+/// Runs `client` beside whatever it spawns.
+fn together<F: Future>(client: impl FnOnce(Rc<LocalExecutor<'static>>) -> F) -> F::Output {
+    let executor = Rc::new(LocalExecutor::new());
+    block_on(executor.run(client(Rc::clone(&executor))))
+}
+
+/// A port that nobody has at this moment, in a namespace where nobody else takes it.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn at(host: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(host.parse().unwrap(), port)
+}
+
+#[test]
+fn an_unspecified_address_answers_in_both_families() {
+    together(|executor| async move {
+        let listener = tcp("0.0.0.0:0".parse().unwrap(), Unspecified::BothFamilies).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let _server = executor.spawn(serve(listener, echo()));
+        for host in ["127.0.0.1", "::1"] {
+            let answer = get(at(host, port), "/a?b=c").await.unwrap();
+            assert_eq!((answer.status, answer.body.as_str()), (200, "GET /a?b=c"), "{host}");
+        }
+    });
+}
+
+#[test]
+fn a_connection_serves_many_requests_and_a_body_does_no_harm() {
+    together(|executor| async move {
+        let listener = tcp("[::1]:0".parse().unwrap(), Unspecified::BothFamilies).unwrap();
+        let address = listener.local_addr().unwrap();
+        let _server = executor.spawn(serve(listener, echo()));
+        let mut stream = connect(address).await.unwrap();
+        stream.write_all(b"POST /one HTTP/1.1\r\nHost: t\r\nContent-Length: 4\r\n\r\nbody").await.unwrap();
+        stream.write_all(b"GET /two HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut all = String::new();
+        stream.read_to_string(&mut all).await.unwrap();
+        assert!(all.contains("POST /one") && all.ends_with("GET /two"), "{all}");
+    });
+}
+
+#[test]
+fn clients_that_say_nothing_or_nonsense_disturb_nobody() {
+    together(|executor| async move {
+        let listener = tcp("127.0.0.1:0".parse().unwrap(), Unspecified::BothFamilies).unwrap();
+        let address = listener.local_addr().unwrap();
+        let _server = executor.spawn(serve(listener, echo()));
+        let _silent = connect(address).await.unwrap();
+        let mut nonsense = connect(address).await.unwrap();
+        nonsense.write_all(b"\x16\x03\x01 this is not HTTP\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        nonsense.read_to_end(&mut answer).await.unwrap();
+        assert!(answer.starts_with(b"HTTP/1.1 400"), "{}", String::from_utf8_lossy(&answer));
+        drop(connect(address).await.unwrap());
+        assert_eq!(get(address, "/").await.unwrap().status, 200);
+    });
+}
+
+#[test]
+fn a_taken_address_is_an_error_or_is_waited_for() {
+    isolated("a_taken_address_is_an_error_or_is_waited_for", || {
+        together(|executor| async move {
+            let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = taken.local_addr().unwrap();
+            let error = run("metrics", address, None, echo()).await.to_string();
+            assert!(error.starts_with(&format!("cannot serve metrics on {address}: Address")), "{error}");
+
+            let _server = executor.spawn(run("metrics", address, Some(Duration::from_millis(1)), echo()));
+            for _ in 0..10 {
+                yield_now().await;
+            }
+            drop(taken);
+            let answer = loop {
+                if let Ok(answer) = get(address, "/").await {
+                    break answer;
+                }
+            };
+            assert_eq!(answer.status, 200);
+        });
+    });
+}
+
+#[test]
+fn the_health_server_answers_as_upstreams() {
+    together(|executor| async move {
+        let health = Health::new(clock(), Duration::from_secs(30));
+        let metrics = Rc::new(Metrics::new(Build::default()));
+        let listener = tcp("127.0.0.1:0".parse().unwrap(), Unspecified::BothFamilies).unwrap();
+        let address = listener.local_addr().unwrap();
+        let handler: Handler = {
+            let (health, metrics) = (Rc::clone(&health), Rc::clone(&metrics));
+            Rc::new(move |request| health.answer(&metrics, request))
+        };
+        let _server = executor.spawn(serve(listener, handler));
+        assert_eq!(get(address, "/healthz").await.unwrap().status, 503, "the node was not seen yet");
+        health.node_eligible(true);
+        let answer = get(address, "/healthz").await.unwrap();
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.headers["content-type"], "application/json");
+        assert_eq!(answer.headers["x-content-type-options"], "nosniff");
+        let body: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
+        assert_eq!(body["nodeEligible"], true);
+        assert_eq!(get(address, "/livez").await.unwrap().status, 200);
+        assert_eq!(get(address, "/metrics").await.unwrap().status, 404);
+        let text = metrics.text();
+        for line in [
+            "kubeproxy_proxy_healthz_total{code=\"200\"} 1",
+            "kubeproxy_proxy_healthz_total{code=\"503\"} 1",
+            "kubeproxy_proxy_livez_total{code=\"200\"} 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+    });
+}
+
+#[test]
+fn health_check_ports_follow_their_services() {
+    isolated("health_check_ports_follow_their_services", || {
+        together(|executor| async move {
+            let health = Health::new(clock(), Duration::from_secs(30));
+            let every = |ip: &str| vec![ip.parse::<IpAddr>().unwrap()];
+            let mut v4 = ServiceHealth::new(Rc::clone(&executor), every("0.0.0.0"), Rc::clone(&health));
+            let mut v6 = ServiceHealth::new(Rc::clone(&executor), every("::"), Rc::clone(&health));
+            let [one, two] = ["one", "two"].map(|name| ObjectName::new("ns", name));
+            let [first, second] = [free_port(), free_port()];
+
+            for family in [&mut v4, &mut v6] {
+                family.set(&one, Some((first, 2)));
+                assert!(family.open().await.is_empty(), "the families share a port");
+            }
+            v6.set(&one, Some((first, 0)));
+            for (host, status, weight) in [("127.0.0.1", 200, "2"), ("::1", 503, "0")] {
+                let answer = get(at(host, first), "/any/path").await.unwrap();
+                assert_eq!(
+                    (answer.status, answer.headers["x-load-balancing-endpoint-weight"].as_str()),
+                    (status, weight)
+                );
+                assert!(answer.body.contains("\t\"localEndpoints\": "), "{}", answer.body);
+            }
+
+            // Two Services exchange their ports in one sync.
+            v4.set(&two, Some((second, 1)));
+            assert!(v4.open().await.is_empty());
+            v4.set(&one, Some((second, 3)));
+            v4.set(&two, Some((first, 4)));
+            assert!(v4.open().await.is_empty());
+            assert!(get(at("127.0.0.1", first), "/").await.unwrap().body.contains("\"two\""));
+            assert!(get(at("127.0.0.1", second), "/").await.unwrap().body.contains("\"one\""));
+
+            // Somebody else has the port: told each time, and taken once it is free.
+            v4.set(&two, None);
+            assert!(v4.open().await.is_empty());
+            assert!(get(at("127.0.0.1", first), "/").await.is_err(), "closed");
+            let taken = TcpListener::bind(("127.0.0.1", first)).unwrap();
+            v4.set(&two, Some((first, 1)));
+            for _ in 0..2 {
+                let failures = v4.open().await;
+                assert_eq!(failures.len(), 1);
+                assert_eq!((&failures[0].service, failures[0].port), (&two, first));
+            }
+            drop(taken);
+            assert!(v4.open().await.is_empty());
+            assert_eq!(get(at("127.0.0.1", first), "/").await.unwrap().status, 200);
+        });
+    });
+}
+
+#[test]
+fn where_one_address_fails_no_other_is_left_open() {
+    isolated("where_one_address_fails_no_other_is_left_open", || {
+        together(|executor| async move {
+            let health = Health::new(clock(), Duration::from_secs(30));
+            let addresses = ["127.0.0.1", "192.0.2.77"].map(|ip| ip.parse().unwrap());
+            let mut servers = ServiceHealth::new(executor, addresses.into(), health);
+            let port = free_port();
+            servers.set(&ObjectName::new("ns", "one"), Some((port, 1)));
+            assert_eq!(servers.open().await.len(), 1, "192.0.2.77 is not on this node");
+            assert!(get(at("127.0.0.1", port), "/").await.is_err());
+        });
+    });
+}

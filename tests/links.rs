@@ -1,0 +1,81 @@
+//! Addresses and their changes over rtnetlink, against what `ip` does in a private namespace.
+
+mod support;
+
+use std::future::Future;
+use std::net::IpAddr;
+use std::pin::pin;
+
+use kube_proxy::kernel::links::{Watcher, addresses};
+use smol::future::{block_on, poll_once};
+use support::netns::{isolated, run};
+
+#[test]
+fn addresses_are_those_that_ip_added() {
+    isolated("addresses_are_those_that_ip_added", || {
+        run("ip link add one type veth peer name two
+             ip addr add 192.0.2.1/24 dev one
+             ip addr add 192.0.2.2 peer 192.0.2.9 dev one
+             ip addr add fd00::1/64 dev two nodad
+             ip addr add 169.254.7.7/16 scope link dev two");
+        let found = addresses().unwrap();
+        for (address, interface, prefix, scope) in [
+            ("127.0.0.1", "lo", 8, 254),
+            ("::1", "lo", 128, 254),
+            ("192.0.2.1", "one", 24, 0),
+            ("192.0.2.2", "one", 32, 0),
+            ("fd00::1", "two", 64, 0),
+            ("169.254.7.7", "two", 16, 253),
+        ] {
+            let ip: IpAddr = address.parse().unwrap();
+            let entry =
+                found.iter().find(|entry| entry.address == ip).unwrap_or_else(|| panic!("{address}: {found:?}"));
+            assert_eq!((entry.interface.as_str(), entry.prefix, entry.scope), (interface, prefix, scope), "{address}");
+        }
+    });
+}
+
+#[test]
+fn changes_are_told_and_quiet_is_quiet() {
+    isolated("changes_are_told_and_quiet_is_quiet", || {
+        block_on(async {
+            let mut watcher = Watcher::open().unwrap();
+            assert!(!is_told(watcher.changed()).await, "nothing happened yet");
+            for change in [
+                "ip addr add 192.0.2.1/32 dev lo",
+                "ip addr del 192.0.2.1/32 dev lo",
+                "ip -6 addr add fd00::1/128 dev lo",
+                "ip link add one type veth peer name two",
+                "ip link set one up",
+                "ip link del one",
+            ] {
+                run(change);
+                watcher.changed().await.unwrap();
+                // IPv6 follows a change of a link with notices of its own; they are no harm.
+                while is_told(watcher.changed()).await {}
+            }
+        });
+    });
+}
+
+/// Notices are queued before the program that made the change ends, so one look is enough.
+async fn is_told(changed: impl Future<Output = std::io::Result<()>>) -> bool {
+    poll_once(pin!(changed)).await.is_some()
+}
+
+#[test]
+fn a_flood_of_changes_is_one_change() {
+    isolated("a_flood_of_changes_is_one_change", || {
+        block_on(async {
+            let mut watcher = Watcher::open().unwrap();
+            run(
+                "for i in $(seq 1 4); do for j in $(seq 1 250); do echo addr add 10.0.$i.$j/32 dev lo; done; done | ip -batch -",
+            );
+            run("ip addr flush dev lo scope global");
+            watcher.changed().await.unwrap();
+            assert!(!is_told(watcher.changed()).await, "all notices were taken");
+            run("ip addr add 192.0.2.1/32 dev lo");
+            watcher.changed().await.unwrap();
+        });
+    });
+}

@@ -1,0 +1,566 @@
+//! The source against a real TLS API server with all its faults, and against a folder of manifests.
+
+mod support;
+
+use std::fs;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use kube_proxy::model::{Event, Kind};
+use kube_proxy::source::{Access, Client, Limits, Manifests, Notice, Regarding, Source};
+use serde_json::{Value, json};
+use support::apiserver::{ApiServer, TOKEN};
+use support::certificates::Authority;
+use support::follower::{Folder, Follower, NODE, limits};
+
+fn service(name: &str, address: &str) -> Value {
+    json!({"kind": "Service", "apiVersion": "v1", "metadata": {"name": name, "namespace": "default"},
+        "spec": {"type": "ClusterIP", "clusterIP": address, "clusterIPs": [address], "ipFamilies": ["IPv4"],
+            "ports": [{"port": 80, "protocol": "TCP"}]}, "status": {"loadBalancer": {}}})
+}
+
+fn slice(name: &str, addresses: &[&str]) -> Value {
+    let endpoints: Vec<Value> =
+        addresses.iter().map(|address| json!({"addresses": [address], "nodeName": NODE})).collect();
+    json!({"kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1",
+        "metadata": {"name": format!("{name}-1"), "namespace": "default", "labels": {"kubernetes.io/service-name": name}},
+        "addressType": "IPv4", "ports": [{"name": "", "port": 8080, "protocol": "TCP"}], "endpoints": endpoints})
+}
+
+fn node(name: &str) -> Value {
+    json!({"kind": "Node", "apiVersion": "v1", "metadata": {"name": name, "uid": "u-1"},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}})
+}
+
+fn cidr(name: &str, range: &str) -> Value {
+    json!({"kind": "ServiceCIDR", "apiVersion": "networking.k8s.io/v1", "metadata": {"name": name},
+        "spec": {"cidrs": [range]}})
+}
+
+/// Three Services, one slice, two nodes, one range.
+fn populate(server: &ApiServer) {
+    for (name, address) in [("a", "10.96.0.1"), ("b", "10.96.0.2"), ("c", "10.96.0.3")] {
+        server.put(service(name, address));
+    }
+    server.put(slice("a", &["10.244.0.1", "10.244.0.2"]));
+    server.put(node(NODE));
+    server.put(node("them"));
+    server.put(cidr("kubernetes", "10.96.0.0/16"));
+}
+
+/// A kubeconfig with these fields of the cluster and the user, as flow YAML.
+fn kubeconfig(folder: &Folder, cluster: &str, user: &str) -> PathBuf {
+    let text = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: it\n\
+         contexts: [{{name: it, context: {{cluster: it, user: it}}}}]\n\
+         clusters: [{{name: it, cluster: {{{cluster}}}}}]\nusers: [{{name: it, user: {{{user}}}}}]\n"
+    );
+    folder.write("kubeconfig", &text)
+}
+
+fn usual(server: &ApiServer, folder: &Folder) -> PathBuf {
+    folder.write("ca.crt", server.authority.pem());
+    folder.write("token", TOKEN);
+    kubeconfig(folder, &format!("server: '{}', certificate-authority: ca.crt", server.url()), "tokenFile: token")
+}
+
+/// A server with objects, and a follower that has listed them.
+fn listed() -> (ApiServer, Folder, Follower) {
+    let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
+    populate(&server);
+    let mut follower = Follower::api(&usual(&server, &folder), limits());
+    follower.until_listed();
+    (server, folder, follower)
+}
+
+/// Requests for Services that were answered with 200: lists (streaming or not) and resumed watches.
+fn lists_and_watches(server: &ApiServer) -> (usize, usize) {
+    let requests = server.requests();
+    let answered =
+        requests.iter().filter(|request| request.path.starts_with("/api/v1/services") && request.answer == 200);
+    let (watches, lists): (Vec<_>, Vec<_>) = answered
+        .partition(|request| request.path.contains("watch=true") && !request.path.contains("sendInitialEvents"));
+    (lists.len(), watches.len())
+}
+
+#[test]
+fn lists_then_follows_every_kind() {
+    let (server, _folder, mut follower) = listed();
+    let names: Vec<_> = follower.seen.objects.keys().map(String::as_str).collect();
+    assert_eq!(
+        names,
+        [
+            "EndpointSlice default/a-1",
+            "Node ours",
+            "Service default/a",
+            "Service default/b",
+            "Service default/c",
+            "ServiceCidr kubernetes"
+        ]
+    );
+    assert!(follower.seen.endpoints("default/a-1").iter().all(|endpoint| endpoint.local));
+
+    server.put(service("d", "10.96.0.4"));
+    server.delete("Service", "default/b");
+    server.put(slice("a", &["10.244.0.9"]));
+    server.put(cidr("more", "10.97.0.0/16"));
+    server.delete("Node", NODE);
+    follower.until("all changes", |seen| {
+        seen.has("Service default/d")
+            && !seen.has("Service default/b")
+            && seen.endpoints("default/a-1").len() == 1
+            && seen.has("ServiceCidr more")
+            && !seen.has("Node ours")
+    });
+    assert_eq!(lists_and_watches(&server), (1, 0), "one streaming list is all it takes");
+}
+
+#[test]
+fn requests_bear_the_selectors_and_who_we_are() {
+    let (server, _folder, _follower) = listed();
+    let requests = server.requests();
+    for (path, selectors) in [
+        (
+            "/api/v1/services?",
+            "labelSelector=%21service.kubernetes.io%2Fservice-proxy-name&fieldSelector=spec.clusterIP%21%3DNone&",
+        ),
+        ("/apis/discovery.k8s.io/v1/endpointslices?", "labelSelector=%21service.kubernetes.io%2Fheadless&"),
+        ("/api/v1/nodes?", "fieldSelector=metadata.name%3Dus&"),
+        ("/apis/networking.k8s.io/v1/servicecidrs?", "watch=true&"),
+    ] {
+        let request = requests.iter().find(|request| request.path.starts_with(path)).expect(path);
+        assert!(request.path[path.len()..].starts_with(selectors), "{}", request.path);
+        let agent = &request.headers["user-agent"];
+        assert!(
+            agent.starts_with("kube-proxy/v") && agent.contains(" (linux/") && agent.contains(") kubernetes/"),
+            "{agent}"
+        );
+        assert_eq!(request.headers["accept"], "application/json");
+    }
+}
+
+#[test]
+fn a_server_without_streaming_lists_is_read_page_by_page() {
+    let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
+    server.streaming(false);
+    populate(&server);
+    let mut follower = Follower::api(&usual(&server, &folder), limits());
+    follower.until_listed();
+    assert!(["a", "b", "c"].iter().all(|name| follower.seen.has(&format!("Service default/{name}"))));
+    server.put(service("d", "10.96.0.4"));
+    follower.until("a change after the list", |seen| seen.has("Service default/d"));
+
+    let requests = server.requests();
+    let pages: Vec<_> =
+        requests.iter().filter(|r| r.path.starts_with("/api/v1/services") && r.path.contains("limit=2")).collect();
+    assert_eq!(pages.len(), 2, "three Services on pages of two");
+    assert_eq!(lists_and_watches(&server), (2, 1));
+    let plain: std::collections::BTreeSet<_> =
+        requests.iter().filter(|request| request.path.contains("limit=")).map(|request| request.peer).collect();
+    assert!(
+        plain.len() < requests.iter().filter(|request| request.path.contains("limit=")).count(),
+        "connections are kept"
+    );
+}
+
+#[test]
+fn a_watch_that_ends_is_resumed_without_a_list() {
+    let (server, _folder, mut follower) = listed();
+    server.put(service("d", "10.96.0.4"));
+    follower.until("a first change", |seen| seen.has("Service default/d"));
+    server.bookmark();
+    let resumed = format!("resourceVersion={}", server.version());
+    server.put(service("e", "10.96.0.5"));
+    follower.until("a second change", |seen| seen.has("Service default/e"));
+    server.bookmark();
+    let newest = format!("resourceVersion={}", server.version());
+    assert_ne!(resumed, newest);
+    // A bookmark is no event: give it time to arrive before the watch ends, by a change that follows it.
+    server.put(service("f", "10.96.0.6"));
+    follower.until("a change behind the bookmark", |seen| seen.has("Service default/f"));
+    let newest = format!("resourceVersion={}", server.version());
+    server.end_watches();
+    server.put(service("g", "10.96.0.7"));
+    follower.until("a change after the end", |seen| seen.has("Service default/g"));
+    assert_eq!(follower.seen.lists(Kind::Service), 1);
+    let requests = server.requests();
+    assert!(requests.iter().any(|r| r.path.starts_with("/api/v1/services") && r.path.ends_with(&newest)), "{newest}");
+}
+
+#[test]
+fn a_bookmark_moves_the_place_to_resume() {
+    let (server, _folder, mut follower) = listed();
+    // Nothing that Services' watch sees happens but the bookmark; then all history before it is forgotten.
+    server.put(cidr("more", "10.97.0.0/16"));
+    server.bookmark();
+    let marked = server.version();
+    follower.until("the change before the bookmark", |seen| seen.has("ServiceCidr more"));
+    let resumed = |server: &ApiServer| {
+        let wanted = format!("resourceVersion={marked}");
+        server.requests().iter().any(|r| r.path.starts_with("/api/v1/services") && r.path.ends_with(&wanted))
+    };
+    // Ends watches until one is resumed from the bookmark: the first end may come before the bookmark did.
+    follower.until("Services resume from the bookmark", |_| {
+        server.end_watches();
+        resumed(&server)
+    });
+    assert_eq!(follower.seen.lists(Kind::Service), 1);
+}
+
+#[test]
+fn forgotten_history_is_replaced_by_a_list_and_the_difference_applied() {
+    let (server, _folder, mut follower) = listed();
+    server.stop();
+    server.delete("Service", "default/b");
+    server.put(service("d", "10.96.0.4"));
+    server.put(slice("a", &["10.244.0.7"]));
+    server.compact();
+    server.restart();
+    follower.until("the difference", |seen| {
+        seen.has("Service default/d") && !seen.has("Service default/b") && seen.endpoints("default/a-1").len() == 1
+    });
+    assert!(follower.seen.has("Service default/a"), "what is in both lists stays");
+    assert_eq!(follower.seen.lists(Kind::Service), 2);
+}
+
+#[test]
+fn a_connection_cut_in_the_middle_of_a_line_loses_nothing() {
+    let (server, _folder, mut follower) = listed();
+    server.cut_next_line(true);
+    server.put(service("d", "10.96.0.4"));
+    follower.until("the watch was opened again", |_| lists_and_watches(&server).1 > 0);
+    server.cut_next_line(false);
+    follower.until("the change that was cut", |seen| seen.has("Service default/d"));
+    assert_eq!(follower.seen.lists(Kind::Service), 1);
+}
+
+#[test]
+fn bodies_may_come_in_tiny_pieces() {
+    for streaming in [true, false] {
+        let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
+        server.streaming(streaming);
+        server.dribble(7);
+        populate(&server);
+        let mut follower = Follower::api(&usual(&server, &folder), limits());
+        follower.until_listed();
+        assert_eq!(follower.seen.objects.len(), 6, "streaming: {streaming}");
+    }
+}
+
+#[test]
+fn a_connection_that_says_nothing_is_given_up() {
+    let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
+    populate(&server);
+    let quick = Limits { watch: Duration::from_millis(100), grace: Duration::from_millis(100), ..limits() };
+    let mut follower = Follower::api(&usual(&server, &folder), quick);
+    follower.until_listed();
+    server.fall_silent();
+    server.put(service("d", "10.96.0.4"));
+    follower.until("the change behind the silence", |seen| seen.has("Service default/d"));
+    assert_eq!(follower.seen.lists(Kind::Service), 1);
+}
+
+#[test]
+fn a_server_that_is_away_takes_nothing_with_it() {
+    let (server, _folder, mut follower) = listed();
+    server.stop();
+    let failed = Rc::clone(&follower.exchanges);
+    follower.until("attempts that fail", |_| failed.borrow().iter().filter(|(_, code)| code.is_none()).count() >= 5);
+    assert_eq!(follower.seen.objects.len(), 6, "nothing is gone");
+    server.restart();
+    server.put(service("d", "10.96.0.4"));
+    follower.until("a change after the return", |seen| seen.has("Service default/d"));
+    assert_eq!(follower.seen.lists(Kind::Service), 1, "resumed, not listed again");
+}
+
+#[test]
+fn a_server_that_is_late_is_waited_for() {
+    let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
+    populate(&server);
+    server.stop();
+    let mut follower = Follower::api(&usual(&server, &folder), limits());
+    let failed = Rc::clone(&follower.exchanges);
+    follower.until("attempts that fail", |_| failed.borrow().len() >= 5);
+    server.restart();
+    follower.until_listed();
+}
+
+#[test]
+fn refusals_are_outlived() {
+    for (code, retry_after) in
+        [(401, None), (403, None), (404, None), (429, Some(0)), (429, Some(1)), (500, None), (503, Some(0))]
+    {
+        let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
+        populate(&server);
+        server.refuse(6, code, retry_after);
+        let mut follower = Follower::api(&usual(&server, &folder), limits());
+        follower.until_listed();
+        assert_eq!(server.refusals_left(), 0, "{code}");
+        let refused = follower.exchanges.borrow().iter().filter(|(_, got)| *got == Some(code)).count();
+        assert_eq!(refused, 6, "every request is observed: {code}");
+
+        server.refuse(2, code, None);
+        server.end_watches();
+        server.put(service("d", "10.96.0.4"));
+        follower.until("a change after refused watches", |seen| seen.has("Service default/d"));
+        assert_eq!(follower.seen.lists(Kind::Service), 1, "{code}");
+    }
+}
+
+#[test]
+fn one_bad_object_harms_no_other() {
+    for streaming in [true, false] {
+        let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
+        server.streaming(streaming);
+        populate(&server);
+        let mut bad = service("bad", "10.96.0.66");
+        bad["spec"]["ports"] = "none".into();
+        server.put(bad.clone());
+        let mut follower = Follower::api(&usual(&server, &folder), limits());
+        follower.until_listed();
+        assert_eq!(follower.seen.objects.len(), 6);
+        server.send_raw("Service", "MODIFIED", bad);
+        server.put(service("d", "10.96.0.4"));
+        follower.until("a change behind a bad object", |seen| seen.has("Service default/d"));
+        assert_eq!(follower.seen.lists(Kind::Service), 1, "the watch went on");
+    }
+}
+
+#[test]
+fn a_rotated_token_is_used_at_the_next_request() {
+    let (server, folder, mut follower) = listed();
+    server.change_token("second-token");
+    server.end_watches();
+    let refused = Rc::clone(&follower.exchanges);
+    follower.until("the old token is refused", |_| refused.borrow().iter().any(|(_, code)| *code == Some(401)));
+    folder.write("token", "second-token\n");
+    server.put(service("d", "10.96.0.4"));
+    follower.until("a change seen with the new token", |seen| seen.has("Service default/d"));
+}
+
+#[test]
+fn a_client_certificate_is_enough() {
+    let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
+    populate(&server);
+    let identity = server.authority.sign("system:kube-proxy", &[]);
+    folder.write("ca.crt", server.authority.pem());
+    folder.write("client.crt", &identity.certificate);
+    folder.write("client.key", &identity.key);
+    let cluster = format!("server: '{}', certificate-authority: ca.crt", server.url());
+    let path = kubeconfig(&folder, &cluster, "client-certificate: client.crt, client-key: client.key");
+    Follower::api(&path, limits()).until_listed();
+    let requests = server.requests();
+    assert!(requests.iter().all(|request| request.certified && !request.headers.contains_key("authorization")));
+
+    let data = |text: &str| serde_json::to_value(k8s_openapi::ByteString(text.into())).unwrap();
+    let cluster = format!("server: '{}', certificate-authority-data: {}", server.url(), data(server.authority.pem()));
+    let user =
+        format!("client-certificate-data: {}, client-key-data: {}", data(&identity.certificate), data(&identity.key));
+    Follower::api(&kubeconfig(&folder, &cluster, &user), limits()).until_listed();
+}
+
+#[test]
+fn servers_are_reached_by_address_and_name_with_and_without_tls() {
+    let user = format!("token: {TOKEN}");
+    let folder = Folder::new();
+    let try_one = |server: &ApiServer, cluster: String| {
+        populate(server);
+        folder.write("ca.crt", server.authority.pem());
+        Follower::api(&kubeconfig(&folder, &cluster, &user), limits()).until_listed();
+    };
+    let server = ApiServer::start("::1");
+    assert!(server.url().contains("[::1]"));
+    try_one(&server, format!("server: '{}', certificate-authority: ca.crt", server.url()));
+
+    let server = ApiServer::start("127.0.0.1");
+    let port = server.port();
+    try_one(&server, format!("server: 'https://localhost:{port}', certificate-authority: ca.crt"));
+    try_one(&server, format!("server: '127.0.0.1:{port}', certificate-authority: ca.crt"));
+    try_one(
+        &server,
+        format!(
+            "server: 'https://127.0.0.1:{port}', certificate-authority: ca.crt, tls-server-name: kubernetes.example"
+        ),
+    );
+    try_one(&server, format!("server: 'https://127.0.0.1:{port}', insecure-skip-tls-verify: true"));
+
+    let server = ApiServer::start_plain();
+    try_one(&server, format!("server: '{}'", server.url()));
+}
+
+#[test]
+fn a_master_address_overrides_the_kubeconfig() {
+    let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
+    populate(&server);
+    folder.write("ca.crt", server.authority.pem());
+    let path =
+        kubeconfig(&folder, "server: 'https://192.0.2.1', certificate-authority: ca.crt", &format!("token: {TOKEN}"));
+    let access = Access::load(Some(&path), Some(&server.url())).unwrap();
+    assert_eq!(access.server().to_string(), server.url());
+    let mut follower = Follower::new(Source::Api(Rc::new(Client::new(access, limits(), None))));
+    follower.until_listed();
+
+    let alone = Access::load(None, Some("http://10.0.0.1:8080")).unwrap();
+    assert_eq!(alone.server().to_string(), "http://10.0.0.1:8080");
+}
+
+#[test]
+fn an_unknown_authority_is_a_clear_error() {
+    let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
+    folder.write("ca.crt", Authority::new("somebody else").pem());
+    let path = kubeconfig(&folder, &format!("server: '{}', certificate-authority: ca.crt", server.url()), "token: t");
+    let client = Client::new(Access::load(Some(&path), None).unwrap(), limits(), None);
+    let error = smol::block_on(client.get("/version")).unwrap_err().to_string();
+    assert!(
+        error.contains(&server.url()) && error.contains("not signed by the given certificate-authority"),
+        "{error}"
+    );
+
+    folder.write("ca.crt", server.authority.pem());
+    let path = kubeconfig(
+        &folder,
+        &format!("server: '{}', certificate-authority: ca.crt, tls-server-name: other.example", server.url()),
+        "token: t",
+    );
+    let client = Client::new(Access::load(Some(&path), None).unwrap(), limits(), None);
+    let error = smol::block_on(client.get("/version")).unwrap_err().to_string();
+    assert!(error.contains("is not for this name") && !error.contains('\n'), "{error}");
+}
+
+#[test]
+fn mistakes_in_a_kubeconfig_are_one_clear_line() {
+    let folder = Folder::new();
+    let authority = Authority::new("a");
+    folder.write("ca.crt", authority.pem());
+    let (ours, other) = (authority.sign("x", &[]), authority.sign("y", &[]));
+    folder.write("client.crt", &ours.certificate);
+    folder.write("client.key", &ours.key);
+    folder.write("other.key", &other.key);
+    folder.write("empty", "");
+    folder.write("binary", "a\u{1}b");
+    let good = "server: 'https://10.0.0.1', certificate-authority: ca.crt";
+    for (cluster, user, expected) in [
+        ("certificate-authority: ca.crt", "token: t", "server \"\" is empty"),
+        ("server: 'ftp://10.0.0.1'", "token: t", "is not an address like"),
+        ("server: 'https://[10.0.0.1', certificate-authority: ca.crt", "token: t", "is not an address like"),
+        ("server: 'https://u:p@10.0.0.1', certificate-authority: ca.crt", "token: t", "is not an address like"),
+        ("server: 'https://-bad-', certificate-authority: ca.crt", "token: t", "neither a DNS name nor an IP"),
+        (
+            "server: 'https://10.0.0.1', certificate-authority: none.crt",
+            "token: t",
+            "none.crt cannot be read: No such file",
+        ),
+        (
+            "server: 'https://10.0.0.1', certificate-authority: client.key",
+            "token: t",
+            "client.key holds no certificate",
+        ),
+        (
+            "server: 'https://10.0.0.1', certificate-authority-data: '***'",
+            "token: t",
+            "certificate-authority-data is not base64",
+        ),
+        (
+            "server: 'https://10.0.0.1', certificate-authority: ca.crt, insecure-skip-tls-verify: true",
+            "token: t",
+            "exclude each other",
+        ),
+        ("server: 'https://10.0.0.1', proxy-url: 'http://p'", "token: t", "proxy-url is not supported"),
+        (good, "tokenFile: none", "tokenFile"),
+        (good, "tokenFile: empty", "is empty"),
+        (good, "tokenFile: binary", "characters that no token has"),
+        (good, "client-certificate: client.crt", "needs a client-key"),
+        (good, "client-key: client.key", "needs a client-certificate"),
+        (good, "client-certificate: client.crt, client-key: other.key", "does not go with its key"),
+        (good, "client-certificate: client.crt, client-key: ca.crt", "ca.crt holds no private key"),
+        (
+            good,
+            "exec: {command: get-token, apiVersion: client.authentication.k8s.io/v1}",
+            "exec credential plugins are not run",
+        ),
+        (good, "auth-provider: {name: gcp}", "auth-provider is not supported"),
+        (good, "username: me, password: secret", "no longer accept a username"),
+        (good, "as: somebody", "impersonation"),
+        ("server: [1, 2]", "token: t", "line 5"),
+    ] {
+        let path = kubeconfig(&folder, cluster, user);
+        let error = Access::load(Some(&path), None).err().unwrap_or_else(|| panic!("{cluster} {user}")).to_string();
+        assert!(error.contains(expected), "{cluster} {user}: {error}");
+        assert!(error.contains("kubeconfig") && !error.contains('\n'), "{error}");
+    }
+    for (text, expected) in [
+        ("{}", "current-context is not set"),
+        ("current-context: x", "current-context \"x\" is not among its contexts"),
+        ("current-context: x\ncontexts: [{name: x, context: {cluster: c}}]", "cluster \"c\" of the current context"),
+        (
+            "current-context: x\ncontexts: [{name: x, context: {cluster: c, user: u}}]\nclusters: [{name: c, cluster: {server: 'http://a'}}]",
+            "user \"u\" of the current context",
+        ),
+    ] {
+        let path = folder.write("kubeconfig", text);
+        let error = Access::load(Some(&path), None).err().unwrap_or_else(|| panic!("{text}")).to_string();
+        assert!(error.contains(expected), "{text}: {error}");
+    }
+    let error = Access::load(Some(&folder.path().join("none")), None).err().unwrap().to_string();
+    assert!(error.contains("/none: No such file"), "{error}");
+}
+
+#[test]
+fn the_server_is_asked_for_its_time_and_told_of_events() {
+    let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
+    let access = Access::load(Some(&usual(&server, &folder)), None).unwrap();
+    let client = Client::new(access, limits(), None);
+    let time = smol::block_on(client.server_time()).unwrap();
+    assert_eq!(time.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs(), 1_704_164_645);
+
+    server.refuse(1, 400, None);
+    let notice = Notice {
+        node_name: NODE.into(),
+        regarding: Regarding::Node,
+        warning: false,
+        reason: "Starting",
+        action: "StartKubeProxy",
+        note: String::new(),
+    };
+    smol::block_on(client.post_event(notice.clone()));
+    assert!(server.events().is_empty(), "a refusal is final");
+    smol::block_on(client.post_event(notice));
+    let events = server.events();
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0]["reason"], "Starting");
+    let request = server.requests().pop().unwrap();
+    assert_eq!((&*request.method, &*request.path), ("POST", "/apis/events.k8s.io/v1/namespaces/default/events"));
+}
+
+#[test]
+fn a_folder_of_manifests_is_followed() {
+    let folder = Folder::new();
+    let text = |objects: &[Value]| objects.iter().map(|object| format!("---\n{object}\n")).collect::<String>();
+    folder.write("a.yaml", &text(&[service("a", "10.96.0.1"), slice("a", &["10.244.0.1"]), node(NODE), node("them")]));
+    folder.write("b.json", &service("b", "10.96.0.2").to_string());
+    folder.write("ignored.txt", &service("ignored", "10.96.0.3").to_string());
+    let manifests = Manifests::open(folder.path()).unwrap();
+    let mut follower = Follower::new(Source::Manifests(manifests));
+    follower.until_listed();
+    let names: Vec<_> = follower.seen.objects.keys().map(String::as_str).collect();
+    assert_eq!(names, ["EndpointSlice default/a-1", "Node ours", "Service default/a", "Service default/b"]);
+
+    folder.write("c.yml", &text(&[cidr("kubernetes", "10.96.0.0/16")]));
+    follower.until("a new file", |seen| seen.has("ServiceCidr kubernetes"));
+    folder.write("a.yaml", &text(&[service("a", "10.96.0.1"), slice("a", &["10.244.0.1", "10.244.0.2"])]));
+    follower.until("a changed file", |seen| seen.endpoints("default/a-1").len() == 2 && !seen.has("Node ours"));
+    fs::rename(folder.write("new", &service("b2", "10.96.0.22").to_string()), folder.path().join("b.json")).unwrap();
+    follower.until("a replaced file", |seen| seen.has("Service default/b2") && !seen.has("Service default/b"));
+
+    folder.write("a.yaml", "{ unfinished");
+    folder.write("d.yaml", &text(&[service("d", "10.96.0.4")]));
+    follower.until("a file beside a broken one", |seen| seen.has("Service default/d"));
+    assert!(follower.seen.has("Service default/a"), "what a broken file said before still counts");
+
+    fs::remove_file(folder.path().join("a.yaml")).unwrap();
+    follower.until("a removed file", |seen| !seen.has("Service default/a"));
+    let error = Manifests::open(&folder.path().join("none")).err().unwrap().to_string();
+    assert!(error.contains("manifests folder") && error.contains("No such file"), "{error}");
+    assert!(matches!(follower.seen.objects["Service default/d"], Event::Service(_, Some(_))));
+}
