@@ -6,8 +6,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use nix::sys::socket::SockProtocol;
+
 use super::probe::{self, Answer};
 use crate::config::Mode;
+use crate::kernel::netlink::{Buffer, DUMP, Socket, attribute, text};
 use crate::model::Family;
 
 /// This node, as far as the checks care.
@@ -82,6 +85,7 @@ impl Facts {
             .filter(|&family| family == Family::V4 || Path::new("/proc/net/if_inet6").exists())
             .collect();
         let tables = ["filter", "nat", "mangle", "raw"];
+        let devices = devices();
         Self {
             mode,
             nf_tables: families.iter().map(|&family| (family, probe::nf_tables(family))).collect(),
@@ -95,10 +99,10 @@ impl Facts {
             iptables_rules: families
                 .iter()
                 .any(|&family| probe::chains(family, "nat").iter().any(|chain| chain == "KUBE-SERVICES")),
-            ipvs_device: Path::new("/sys/class/net/kube-ipvs0").exists(),
+            ipvs_device: devices.iter().any(|device| device.name == "kube-ipvs0"),
             proxies: proxies(),
             forwarding: families.iter().map(|&family| (family, forwards(family))).collect(),
-            bridges: entries("/sys/class/net").iter().any(|device| device.join("bridge").exists()),
+            bridges: devices.iter().any(|device| device.kind == "bridge"),
             bridge_calls: word("/proc/sys/net/bridge/bridge-nf-call-iptables").map(|value| value == "1"),
             memory_cgroup: memory_cgroup(),
             default_route: has_default_route(&read("/proc/net/route"), &read("/proc/net/ipv6_route")),
@@ -120,6 +124,36 @@ fn word(path: &str) -> Option<String> {
 
 fn entries(folder: &str) -> Vec<PathBuf> {
     fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+/// A network device.
+struct Device {
+    name: String,
+    kind: String,
+}
+
+/// The devices of our own network namespace: `/sys/class/net` may be that of another.
+fn devices() -> Vec<Device> {
+    const GET_LINK: u16 = 18; // RTM_GETLINK, with struct ifinfomsg
+    const HEADER: usize = 16;
+    const NAME: u16 = 3; // IFLA_IFNAME
+    const INFO: u16 = 18; // IFLA_LINKINFO
+    const INFO_KIND: u16 = 1;
+    let mut devices = Vec::new();
+    let mut request = Buffer::new();
+    request.message(GET_LINK, DUMP, 1, &[0; HEADER]);
+    let read = |mut socket: Socket| {
+        socket.request(&request, |message| {
+            let body = message.payload.get(HEADER..).unwrap_or(&[]);
+            let kind = attribute(body, INFO).and_then(|info| attribute(info, INFO_KIND));
+            let word = |payload: Option<&[u8]>| payload.map(text).unwrap_or_default().to_owned();
+            devices.push(Device { name: word(attribute(body, NAME)), kind: word(kind) });
+        })
+    };
+    match Socket::open(SockProtocol::NetlinkRoute).and_then(read) {
+        Ok(()) => devices,
+        Err(_) => Vec::new(),
+    }
 }
 
 fn ipvs(kernel: &str) -> Presence {
