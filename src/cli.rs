@@ -3,15 +3,12 @@
 //! Decides between serving and the things that end by themselves; a flag's meaning is the business of `config`. Must
 //! neither print nor exit: whoever calls [`parse`] does that.
 
-mod arguments;
 mod help;
 
 use std::ffi::OsString;
 
-use argh::FromArgs;
-
 use crate::config::Options;
-use crate::config::flags::Flags;
+use crate::config::flags::parse_bool;
 
 /// The release of Kubernetes whose kube-proxy this one stands in for.
 pub const KUBERNETES_VERSION: &str = "v1.36.2";
@@ -93,21 +90,17 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Exit> 
 }
 
 fn options(words: &[String]) -> Result<Options, Exit> {
-    let pairs = match arguments::pairs(words).map_err(|e| Exit::refused(&e))? {
-        Some(pairs) => pairs,
-        None => return Err(Exit::asked_for(help::text())),
-    };
-    let plain: Vec<&str> = pairs.iter().flat_map(|(name, value)| [&**name, &**value]).collect();
-    let flags = Flags::from_args(&["kube-proxy"], &plain)
-        .map_err(|early| Exit::refused(early.output.trim().trim_start_matches("Error ")))?;
-    match flags.version.as_deref() {
-        Some("true") => return Err(Exit::asked_for(format!("Kubernetes {}", full_version()))),
-        Some("raw") => return Err(Exit::asked_for(raw_version())),
-        None | Some("false") => {}
-        Some(other) => return Err(Exit::refused(&format!("--version: {other:?} is neither true, false nor raw"))),
+    let options = Options::parse(words).map_err(|e| Exit::refused(&e))?;
+    let options = options.ok_or_else(|| Exit::asked_for(help::text()))?;
+    match options.flags.version.as_deref().unwrap_or("false") {
+        "raw" => Err(Exit::asked_for(raw_version())),
+        stated if stated.starts_with('v') => Ok(options),
+        text => match parse_bool(text) {
+            Ok(true) => Err(Exit::asked_for(format!("Kubernetes {}", full_version()))),
+            Ok(false) => Ok(options),
+            Err(e) => Err(Exit::refused(&format!("--version: {e}, nor raw"))),
+        },
     }
-    let given = pairs.into_iter().map(|(name, _)| name[2..].to_owned()).collect();
-    Ok(Options { flags, given })
 }
 
 /// What comes first when several were asked for is upstream's choice (contract 2.6).
@@ -152,7 +145,6 @@ impl Exit {
     }
 
     fn refused(reason: &str) -> Self {
-        let reason = reason.replace('\n', " ");
         Self { code: 1, message: format!("Error: {reason}; see kube-proxy --help"), to_stdout: false }
     }
 }
@@ -181,6 +173,7 @@ mod tests {
             ("doctor", "Doctor { json: false"),
             ("doctor --json --config=/c", "Doctor { json: true"),
             ("--version=false", "Run"),
+            ("--version=v1.36.9", "Run"),
         ] {
             let command = format!("{:?}", read(line).expect(line));
             assert!(command.starts_with(expected), "{line}: {command}");
@@ -195,6 +188,7 @@ mod tests {
             ("doctor --help", "Usage: kube-proxy [flags]"),
             ("--version", "Kubernetes v1.36."),
             ("--version=true", "Kubernetes v1.36."),
+            ("--version=1", "Kubernetes v1.36."),
             ("--version=raw", "version.Info{Major:\"1\", Minor:\"36\", GitVersion:\"v1.36."),
         ] {
             let exit = read(line).expect_err(line);
@@ -225,8 +219,10 @@ mod tests {
                 "--conntrack-udp-timeout=5",
                 "Error: parsing option '--conntrack-udp-timeout' with value '5': invalid dur",
             ),
+            ("--feature-gates=X", "Error: parsing option '--feature-gates' with value 'X': missing bool value for X"),
+            ("--vmodule=a", "Error: parsing option '--vmodule' with value 'a': \"a\" is not of the form pattern=N"),
             ("--log-json-info-buffer-size=x", "Error: parsing option '--log-json-info-buffer-size' with value 'x'"),
-            ("--version=v9", "Error: --version: \"v9\" is neither true, false nor raw"),
+            ("--version=9", "Error: --version: \"9\" is neither true nor false, nor raw"),
         ] {
             let exit = read(line).expect_err(line);
             assert!(exit.code == 1 && !exit.to_stdout && exit.message.starts_with(expected), "{line}: {exit:?}");

@@ -1,3 +1,74 @@
-//! The program.
+//! The program: arguments to outcome to exit code, and nothing else.
 
-fn main() {}
+use std::process::ExitCode;
+
+use kube_proxy::agent;
+use kube_proxy::cli::{self, Command};
+use kube_proxy::config::{Loaded, LogFormat, Options, to_yaml};
+use kube_proxy::observe::log as logging;
+
+fn main() -> ExitCode {
+    let command = match cli::parse(std::env::args_os().skip(1)) {
+        Ok(command) => command,
+        Err(exit) => {
+            if exit.to_stdout {
+                println!("{}", exit.message)
+            } else {
+                eprintln!("{}", exit.message)
+            }
+            return exit.code.into();
+        }
+    };
+    match carry_out(command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            // Before there is a log, the line goes where the log would go.
+            if log::max_level() == log::LevelFilter::Off {
+                eprintln!("Error: {reason}")
+            } else {
+                log::error!("{reason}")
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn carry_out(command: Command) -> Result<(), String> {
+    match command {
+        Command::Run(options) => {
+            let loaded = load(&options)?;
+            log::info!("kube-proxy {} in {} mode", cli::full_version(), loaded.config.mode);
+            agent::run(&options, loaded)
+        }
+        Command::InitOnly(options) => agent::init_only(&options, &load(&options)?),
+        Command::DryRun(options) => agent::dry_run(&options, &load(&options)?).map(|ruleset| println!("{ruleset}")),
+        Command::Cleanup(options) => {
+            load(&options)?;
+            agent::cleanup()
+        }
+        Command::WriteConfig { path, options } => {
+            let loaded = load(&options)?;
+            std::fs::write(&path, to_yaml(&loaded.effective)?)
+                .map_err(|error| format!("cannot write {path}: {error}"))?;
+            log::info!("Wrote configuration to {path}");
+            Ok(())
+        }
+        Command::Demo(_) | Command::Doctor { .. } => Err("not there yet".into()),
+    }
+}
+
+/// Reads the configuration, begins to log, and says what an operator should know of how it was read.
+fn load(options: &Options) -> Result<Loaded, String> {
+    let loaded = options.load()?;
+    let format = match loaded.config.log_format {
+        LogFormat::Text => logging::Format::Text,
+        LogFormat::Json => logging::Format::Json,
+    };
+    logging::start(format, loaded.config.verbosity).map_err(|error| error.to_string())?;
+    loaded.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    loaded.notes.iter().for_each(|note| log::info!("{note}"));
+    if loaded.config.verbosity >= 1 {
+        loaded.flags.iter().for_each(|(name, value)| log::info!("FLAG: --{name}={value:?}"));
+    }
+    Ok(loaded)
+}

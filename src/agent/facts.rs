@@ -85,7 +85,12 @@ fn local_traffic(family: Family, config: &Config, pod_cidrs: &[IpNet]) -> LocalT
 }
 
 /// Contract 3.5.
-fn node_port_addresses(family: Family, config: &Config, addresses: &NodeAddresses, interfaces: &[Address]) -> NodePortAddresses {
+fn node_port_addresses(
+    family: Family,
+    config: &Config,
+    addresses: &NodeAddresses,
+    interfaces: &[Address],
+) -> NodePortAddresses {
     let ranges: Vec<IpNet> = match &config.node_port_addresses {
         Configured::All => Vec::new(),
         Configured::Primary => addresses.of(family).into_iter().map(IpNet::from).collect(),

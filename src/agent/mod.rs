@@ -1,4 +1,253 @@
-//! The agent.
+//! The loop: events in, plans out, syncs paced and retried.
+//!
+//! Walks the line of the house over and over, on one thread: takes in what the source tells, lets each family's
+//! [`family::Proxy`] program what changed, and tells the onlookers. Must never wait for anything but its next turn.
 
 mod facts;
 mod family;
+mod pace;
+mod signs;
+mod start;
+mod watchers;
+
+pub use start::{cleanup, dry_run, init_only, run};
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use async_io::Timer;
+use ipnet::IpNet;
+use smol::channel::Receiver;
+use smol::future::FutureExt;
+
+use crate::config::{Config, DetectLocal};
+use crate::kernel::links;
+use crate::model::{Dirty, Event, Store};
+use facts::NodeAddresses;
+use family::Proxy;
+use pace::Pace;
+use signs::{ConfigFile, Signals};
+use watchers::Watchers;
+
+/// How many events are taken in before the loop looks at anything else.
+const EVENTS_PER_TURN: usize = 4096;
+
+/// Why a turn of the loop begins.
+enum Wake {
+    Event(Event),
+    Addresses,
+    Deadline,
+    Stop(Stop),
+}
+
+/// Why the loop ends.
+enum Stop {
+    Signal(&'static str),
+    Failure(String),
+}
+
+/// The state of the loop.
+struct Agent {
+    config: Config,
+    store: Store,
+    events: Receiver<Event>,
+    proxies: Vec<Rc<RefCell<Proxy>>>,
+    pace: Pace,
+    watchers: Watchers,
+    signals: Signals,
+    config_file: Option<ConfigFile>,
+    links: links::Watcher,
+    addresses: NodeAddresses,
+    /// The Node's podCIDRs at the start: another set needs another start (contract 3.6).
+    pod_cidrs: Vec<IpNet>,
+    /// When the oldest change came in that is not in the kernel yet.
+    changed_at: Option<Instant>,
+    /// When to look whether our rules are still there.
+    inspect_at: Instant,
+    /// When a backend wants time for itself.
+    tick_at: Option<Instant>,
+}
+
+// === impl Agent ===
+
+impl Agent {
+    /// Turns until told to stop.
+    async fn run(mut self) -> Stop {
+        loop {
+            if self.store.is_complete() && self.is_due(Instant::now()) {
+                self.sync();
+            }
+            match self.wake().await {
+                Wake::Event(event) => {
+                    self.store.apply(event);
+                    self.take_in();
+                    if let Some(stop) = self.look_at_changes() {
+                        return stop;
+                    }
+                }
+                Wake::Addresses => self.refresh_facts(),
+                Wake::Deadline => self.meet_deadlines(),
+                Wake::Stop(stop) => return stop,
+            }
+        }
+    }
+
+    /// Waits for something to do.
+    async fn wake(&mut self) -> Wake {
+        let deadline = self.deadline();
+        let event = async {
+            match self.events.recv().await {
+                Ok(event) => Wake::Event(event),
+                Err(_) => Wake::Stop(Stop::Failure("the source of objects ended".into())),
+            }
+        };
+        let addresses = async {
+            match self.links.changed().await {
+                Ok(()) => Wake::Addresses,
+                Err(error) => Wake::Stop(Stop::Failure(format!("cannot follow the node's addresses: {error}"))),
+            }
+        };
+        let timer = async {
+            Timer::at(deadline).await;
+            Wake::Deadline
+        };
+        let signal = async { Wake::Stop(Stop::Signal(self.signals.next().await)) };
+        let config = async {
+            let Some(file) = &self.config_file else { return std::future::pending().await };
+            let path = file.changed().await.display().to_string();
+            Wake::Stop(Stop::Failure(format!(
+                "content of the proxy server's configuration file was updated: {path}; start again to use it"
+            )))
+        };
+        let failure = async { Wake::Stop(Stop::Failure(self.watchers.failure().await)) };
+        signal.or(config).or(failure).or(timer).or(addresses).or(event).await
+    }
+
+    /// Takes in what else has come.
+    fn take_in(&mut self) {
+        for _ in 0..EVENTS_PER_TURN {
+            match self.events.try_recv() {
+                Ok(event) => self.store.apply(event),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Passes on what the store says is changed.
+    fn look_at_changes(&mut self) -> Option<Stop> {
+        if !self.store.is_dirty() {
+            return None;
+        }
+        let Dirty { services, node, service_cidrs, triggers, events } = self.store.take_dirty();
+        if node && let Some(stop) = self.look_at_node() {
+            return Some(stop);
+        }
+        if service_cidrs {
+            self.refresh_facts();
+        }
+        for proxy in &self.proxies {
+            proxy.borrow_mut().touch(&services);
+        }
+        if !services.is_empty() {
+            self.changed_at.get_or_insert_with(Instant::now);
+            self.watchers.changed(&self.proxies, &triggers, events);
+        }
+        None
+    }
+
+    /// Contract 3.6.
+    fn look_at_node(&mut self) -> Option<Stop> {
+        let node = self.store.node()?;
+        self.watchers.node(node);
+        if matches!(self.config.detect_local, DetectLocal::NodeCidr) && node.pod_cidrs != self.pod_cidrs {
+            let (old, new) = (&self.pod_cidrs, &node.pod_cidrs);
+            return Some(Stop::Failure(format!(
+                "the Node's podCIDRs changed from {old:?} to {new:?}: the rules need a new start"
+            )));
+        }
+        if NodeAddresses::new(&self.config, Some(node)) != self.addresses {
+            log::warn!("the Node's addresses changed; the rules keep the former ones until kube-proxy is restarted");
+        }
+        for proxy in &self.proxies {
+            let here = facts::here(proxy.borrow().family(), &self.addresses, Some(node));
+            proxy.borrow_mut().set_here(here, &self.store);
+        }
+        None
+    }
+
+    /// Finds out anew what the rules depend on besides Services.
+    fn refresh_facts(&mut self) {
+        let interfaces = match links::addresses() {
+            Ok(interfaces) => interfaces,
+            Err(error) => {
+                return log::error!("cannot read the node's addresses, the rules keep the former ones: {error}");
+            }
+        };
+        for proxy in &self.proxies {
+            let family = proxy.borrow().family();
+            let facts = facts::facts(family, &self.config, &self.store, &self.addresses, &self.pod_cidrs, &interfaces);
+            proxy.borrow_mut().set_facts(facts);
+        }
+    }
+
+    fn is_pending(&self) -> bool {
+        self.proxies.iter().any(|proxy| proxy.borrow().is_pending())
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.is_pending() && self.pace.due(now) <= now
+    }
+
+    /// Programs what is pending, each family by itself.
+    fn sync(&mut self) {
+        let began = Instant::now();
+        let mut succeeded = true;
+        for proxy in &self.proxies {
+            if !proxy.borrow().is_pending() {
+                continue;
+            }
+            let started = Instant::now();
+            let outcome = proxy.borrow_mut().sync(&self.store);
+            succeeded &= outcome.is_ok();
+            self.watchers.synced(proxy, outcome, started);
+        }
+        let ended = Instant::now();
+        self.pace.ended(ended, succeeded);
+        if succeeded {
+            self.watchers.all_synced(&self.proxies, began, self.changed_at.take());
+        }
+        self.tick();
+    }
+
+    fn deadline(&self) -> Instant {
+        let now = Instant::now();
+        let sync = (self.store.is_complete() && self.is_pending()).then(|| self.pace.due(now));
+        let others = [sync, self.tick_at, self.watchers.watchdog_at()];
+        others.into_iter().flatten().fold(self.inspect_at, Instant::min)
+    }
+
+    fn meet_deadlines(&mut self) {
+        let now = Instant::now();
+        if self.inspect_at <= now {
+            self.inspect_at = now + self.inspection_period();
+            for proxy in &self.proxies {
+                proxy.borrow_mut().inspect();
+            }
+        }
+        if self.tick_at.is_some_and(|at| at <= now) {
+            self.tick();
+        }
+        self.watchers.feed_watchdog(now);
+    }
+
+    /// Gives the backends time for what they do by themselves.
+    fn tick(&mut self) {
+        let wanted = self.proxies.iter().filter_map(|proxy| proxy.borrow_mut().tick()).min();
+        self.tick_at = wanted.map(|pause| Instant::now() + pause);
+    }
+
+    fn inspection_period(&self) -> Duration {
+        self.config.sync_period.max(Duration::from_secs(1))
+    }
+}

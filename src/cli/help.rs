@@ -5,7 +5,7 @@
 
 use argh::{ArgsInfo, FlagInfo, FlagInfoKind};
 
-use super::arguments::is_switch;
+use crate::config::arguments::is_switch;
 use crate::config::flags::{Flags, WITHOUT_EFFECT};
 
 const WIDTH: usize = 80;

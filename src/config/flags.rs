@@ -3,11 +3,13 @@
 //! Plain values; a flag that was not given is `None`, so that those who read it know what to leave alone. The order of
 //! the fields is the order of `--help`. Must not look at the world or at the configuration file.
 
+use std::collections::BTreeMap;
+
 use argh::{ArgsInfo, FromArgs};
 
-use super::address;
 use super::duration::GoDuration;
-use super::raw::Quantity;
+use super::raw::{Quantity, VmoduleItem};
+use super::{address, gates};
 use crate::model::parse_ip;
 
 /// Serve Kubernetes Services on this node.
@@ -45,8 +47,8 @@ pub struct Flags {
     #[argh(option, arg_name = "dir")]
     pub manifests: Option<String>,
     /// switch features on or off: Name=true,Name=false,...
-    #[argh(option, arg_name = "list")]
-    pub feature_gates: Vec<String>,
+    #[argh(option, arg_name = "list", from_str_fn(gates::parse_flag))]
+    pub feature_gates: Vec<BTreeMap<String, bool>>,
 
     /// iptables, ipvs or nftables (default iptables)
     #[argh(option, arg_name = "mode")]
@@ -170,8 +172,8 @@ pub struct Flags {
     #[argh(option, arg_name = "bool", from_str_fn(parse_bool))]
     pub profiling: Option<bool>,
     /// verbosity by source file
-    #[argh(option, arg_name = "pattern=N,...")]
-    pub vmodule: Vec<String>,
+    #[argh(option, arg_name = "pattern=N,...", from_str_fn(vmodule_items))]
+    pub vmodule: Vec<Vec<VmoduleItem>>,
     /// time between log flushes
     #[argh(option, arg_name = "duration")]
     pub log_flush_frequency: Option<GoDuration>,
@@ -277,6 +279,18 @@ fn ip_port_or_nothing(text: &str) -> Result<String, String> {
         Ok(_) => Ok(text.to_owned()),
         Err(_) => Err(format!("{port:?} is not a valid number")),
     }
+}
+
+/// Patterns of source files, each with a verbosity.
+fn vmodule_items(text: &str) -> Result<Vec<VmoduleItem>, String> {
+    let item = |entry: &str| {
+        let parts = entry.split_once('=').and_then(|(pattern, level)| Some((pattern, level.parse().ok()?)));
+        match parts {
+            Some((file_pattern, verbosity)) => Ok(VmoduleItem { file_pattern: file_pattern.to_owned(), verbosity }),
+            None => Err(format!("{entry:?} is not of the form pattern=N")),
+        }
+    };
+    text.split(',').filter(|entry| !entry.is_empty()).map(item).collect()
 }
 
 #[cfg(test)]

@@ -9,15 +9,33 @@ use super::refusals::Refusals;
 
 /// A gate that this proxy reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gate {
-    /// Its name in files, flags and metrics.
-    pub name: &'static str,
-    /// How mature it is.
-    pub stage: Stage,
-    /// Whether it is on when nobody says otherwise.
-    default: bool,
-    /// Whether it can no longer be switched.
-    locked: bool,
+pub enum Gate {
+    /// External IPs of Services are served.
+    AllowServiceExternalIps,
+    /// Objects may come as CBOR: no effect here.
+    ClientsAllowCbor,
+    /// Objects are wanted as CBOR: no effect here.
+    ClientsPreferCbor,
+    /// `/flagz` is served.
+    ComponentFlagz,
+    /// `/statusz` is served.
+    ComponentStatusz,
+    /// Log lines say what they are about: always so here.
+    ContextualLogging,
+    /// Log options that are not settled yet may be set.
+    LoggingAlphaOptions,
+    /// The JSON log format may be used.
+    LoggingBetaOptions,
+    /// ServiceCIDR objects are watched.
+    MultiCidrServiceAllocator,
+    /// nftables mode may be used.
+    NftablesProxyMode,
+    /// Histograms are offered in Prometheus' newer form: no effect here.
+    NativeHistograms,
+    /// Hints for the same node are honoured.
+    PreferSameTrafficDistribution,
+    /// Lists are streamed as watches.
+    WatchListClient,
 }
 
 /// How mature a gate is.
@@ -33,24 +51,42 @@ pub enum Stage {
 
 /// The state of all gates that this proxy reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gates(Vec<(Gate, bool)>);
+pub struct Gates([bool; GATES.len()]);
 
-/// The gates of Kubernetes 1.36 that concern a proxy, sorted by name.
-const GATES: [Gate; 13] = [
-    gate("AllowServiceExternalIPs", Stage::Ga, true),
-    gate("ClientsAllowCBOR", Stage::Alpha, false),
-    gate("ClientsPreferCBOR", Stage::Alpha, false),
-    gate("ComponentFlagz", Stage::Beta, true),
-    gate("ComponentStatusz", Stage::Beta, true),
-    gate("ContextualLogging", Stage::Beta, true),
-    gate("LoggingAlphaOptions", Stage::Alpha, false),
-    gate("LoggingBetaOptions", Stage::Beta, true),
-    locked("MultiCIDRServiceAllocator"),
-    locked("NFTablesProxyMode"),
-    gate("NativeHistograms", Stage::Alpha, false),
-    locked("PreferSameTrafficDistribution"),
-    gate("WatchListClient", Stage::Beta, true),
+/// What Kubernetes 1.36 says of a gate.
+struct Facts {
+    gate: Gate,
+    name: &'static str,
+    stage: Stage,
+    default: bool,
+    /// It can no longer be switched.
+    locked: bool,
+}
+
+/// In the order of [`Gate`], which is that of the names.
+const GATES: [Facts; 13] = [
+    gate(Gate::AllowServiceExternalIps, "AllowServiceExternalIPs", Stage::Ga, true),
+    gate(Gate::ClientsAllowCbor, "ClientsAllowCBOR", Stage::Alpha, false),
+    gate(Gate::ClientsPreferCbor, "ClientsPreferCBOR", Stage::Alpha, false),
+    gate(Gate::ComponentFlagz, "ComponentFlagz", Stage::Beta, true),
+    gate(Gate::ComponentStatusz, "ComponentStatusz", Stage::Beta, true),
+    gate(Gate::ContextualLogging, "ContextualLogging", Stage::Beta, true),
+    gate(Gate::LoggingAlphaOptions, "LoggingAlphaOptions", Stage::Alpha, false),
+    gate(Gate::LoggingBetaOptions, "LoggingBetaOptions", Stage::Beta, true),
+    locked(Gate::MultiCidrServiceAllocator, "MultiCIDRServiceAllocator"),
+    locked(Gate::NftablesProxyMode, "NFTablesProxyMode"),
+    gate(Gate::NativeHistograms, "NativeHistograms", Stage::Alpha, false),
+    locked(Gate::PreferSameTrafficDistribution, "PreferSameTrafficDistribution"),
+    gate(Gate::WatchListClient, "WatchListClient", Stage::Beta, true),
 ];
+
+const fn gate(gate: Gate, name: &'static str, stage: Stage, default: bool) -> Facts {
+    Facts { gate, name, stage, default, locked: false }
+}
+
+const fn locked(gate: Gate, name: &'static str) -> Facts {
+    Facts { gate, name, stage: Stage::Ga, default: true, locked: true }
+}
 
 /// Reads the value of `--feature-gates`: `Name=bool,…`.
 ///
@@ -82,16 +118,6 @@ impl Stage {
     }
 }
 
-// === impl Gate ===
-
-const fn gate(name: &'static str, stage: Stage, default: bool) -> Gate {
-    Gate { name, stage, default, locked: false }
-}
-
-const fn locked(name: &'static str) -> Gate {
-    Gate { name, stage: Stage::Ga, default: true, locked: true }
-}
-
 // === impl Gates ===
 
 impl Gates {
@@ -105,7 +131,7 @@ impl Gates {
         let mut notes = Vec::new();
         let mut foreign = Vec::new();
         for (name, on) in wanted {
-            match GATES.iter().find(|gate| gate.name == name) {
+            match GATES.iter().find(|facts| facts.name == name) {
                 Some(gate) if gate.locked && *on != gate.default => {
                     let default = gate.default;
                     refuse(name, format!("cannot set feature gate {name} to {on}, feature is locked to {default}"));
@@ -122,32 +148,31 @@ impl Gates {
         if !foreign.is_empty() {
             notes.push(format!("feature gates without effect on this proxy: {}", foreign.join(", ")));
         }
-        let state = |gate: &Gate| {
-            let all = match gate.stage {
+        let state = |facts: &Facts| {
+            let all = match facts.stage {
                 Stage::Alpha => wanted.get("AllAlpha"),
                 Stage::Beta => wanted.get("AllBeta"),
                 Stage::Ga => None,
             };
-            *wanted.get(gate.name).or(all).unwrap_or(&gate.default)
+            *wanted.get(facts.name).or(all).unwrap_or(&facts.default)
         };
-        let gates = Self(GATES.iter().map(|gate| (*gate, state(gate))).collect());
-        refused.or((gates, notes))
+        refused.or((Self(GATES.each_ref().map(state)), notes))
     }
 
-    /// Whether the gate of this name is on; one that this proxy does not read is off.
-    pub fn enabled(&self, name: &str) -> bool {
-        self.0.iter().any(|(gate, on)| gate.name == name && *on)
+    /// Whether this gate is on.
+    pub fn enabled(&self, gate: Gate) -> bool {
+        self.0[gate as usize]
     }
 
-    /// All gates that this proxy reads, with their state, sorted by name.
-    pub fn iter(&self) -> impl Iterator<Item = (Gate, bool)> {
-        self.0.iter().copied()
+    /// Name, stage and state of all gates that this proxy reads, sorted by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, Stage, bool)> {
+        GATES.iter().map(|facts| (facts.name, facts.stage, self.enabled(facts.gate)))
     }
 }
 
 impl Default for Gates {
     fn default() -> Self {
-        Self(GATES.iter().map(|gate| (*gate, gate.default)).collect())
+        Self(GATES.each_ref().map(|facts| facts.default))
     }
 }
 
@@ -165,27 +190,35 @@ mod tests {
     }
 
     #[test]
+    fn the_table_is_in_the_order_of_the_enum() {
+        for (i, facts) in GATES.iter().enumerate() {
+            assert_eq!(facts.gate as usize, i, "{}", facts.name);
+        }
+        assert!(Gates::default().iter().map(|(name, ..)| name).is_sorted());
+    }
+
+    #[test]
     fn nothing_said_means_the_defaults() {
         let (gates, notes) = gates("").unwrap();
         assert_eq!(gates, Gates::default());
         assert!(notes.is_empty());
-        assert!(gates.enabled("WatchListClient") && gates.enabled("AllowServiceExternalIPs"));
-        assert!(!gates.enabled("LoggingAlphaOptions") && !gates.enabled("NoSuchGate"));
+        assert!(gates.enabled(Gate::WatchListClient) && gates.enabled(Gate::AllowServiceExternalIps));
+        assert!(!gates.enabled(Gate::LoggingAlphaOptions) && !gates.enabled(Gate::NativeHistograms));
     }
 
     #[test]
     fn gates_are_switched_one_by_one_or_by_stage() {
         for (flag, gate, on) in [
-            ("WatchListClient=false", "WatchListClient", false),
-            ("AllowServiceExternalIPs=false", "AllowServiceExternalIPs", false),
-            ("LoggingAlphaOptions=1", "LoggingAlphaOptions", true),
-            ("AllAlpha=true", "NativeHistograms", true),
-            ("AllAlpha=true,NativeHistograms=false", "NativeHistograms", false),
-            ("AllAlpha=true", "AllowServiceExternalIPs", true),
-            ("AllBeta=false", "ComponentFlagz", false),
-            ("AllBeta=false", "AllowServiceExternalIPs", true),
-            (" AllBeta=false , ComponentFlagz = true ,", "ComponentFlagz", true),
-            ("MultiCIDRServiceAllocator=true", "MultiCIDRServiceAllocator", true),
+            ("WatchListClient=false", Gate::WatchListClient, false),
+            ("AllowServiceExternalIPs=false", Gate::AllowServiceExternalIps, false),
+            ("LoggingAlphaOptions=1", Gate::LoggingAlphaOptions, true),
+            ("AllAlpha=true", Gate::NativeHistograms, true),
+            ("AllAlpha=true,NativeHistograms=false", Gate::NativeHistograms, false),
+            ("AllAlpha=true", Gate::AllowServiceExternalIps, true),
+            ("AllBeta=false", Gate::ComponentFlagz, false),
+            ("AllBeta=false", Gate::AllowServiceExternalIps, true),
+            (" AllBeta=false , ComponentFlagz = true ,", Gate::ComponentFlagz, true),
+            ("MultiCIDRServiceAllocator=true", Gate::MultiCidrServiceAllocator, true),
         ] {
             assert_eq!(gates(flag).expect(flag).0.enabled(gate), on, "{flag}");
         }

@@ -3,7 +3,7 @@
 //! Only judges; what is logged, and how, is the business of `observe`.
 
 use super::duration::GoDuration;
-use super::gates::Gates;
+use super::gates::{Gate, Gates};
 use super::raw::{LogStream, Logging};
 use super::refusals::Refusals;
 
@@ -15,7 +15,7 @@ pub fn check(raw: &Logging, gates: &Gates) -> Result<(), Refusals> {
     let mut errors = Refusals::default();
     match &*raw.format {
         "text" => {}
-        "json" if gates.enabled("LoggingBetaOptions") => {}
+        "json" if gates.enabled(Gate::LoggingBetaOptions) => {}
         "json" => {
             errors.push("logging.format", "Forbidden: Log format json is disabled, see LoggingBetaOptions feature");
         }
@@ -40,7 +40,7 @@ pub fn check(raw: &Logging, gates: &Gates) -> Result<(), Refusals> {
     if raw.flush_frequency <= GoDuration::ZERO {
         errors.invalid("logging.flushFrequency", raw.flush_frequency, "must be greater than 0");
     }
-    if !gates.enabled("LoggingAlphaOptions") {
+    if !gates.enabled(Gate::LoggingAlphaOptions) {
         alpha_options("logging.options.text", &raw.options.text, &mut errors);
         alpha_options("logging.options.json", &raw.options.json, &mut errors);
     }

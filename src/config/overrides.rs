@@ -5,19 +5,14 @@
 
 use super::address::with_port;
 use super::defaults::{self, HEALTHZ_PORT, METRICS_PORT};
+use super::duration::GoDuration;
 use super::flags::Flags;
-use super::raw::{RawConfig, VmoduleItem};
-use super::{duration::GoDuration, gates};
+use super::raw::RawConfig;
 
 /// The configuration that the flags alone amount to.
-///
-/// # Errors
-/// A flag whose text only makes sense as a whole: feature gates.
-pub fn from_flags(flags: &Flags) -> Result<RawConfig, String> {
+pub fn from_flags(flags: &Flags) -> RawConfig {
     let mut raw = defaults::defaults();
-    for text in &flags.feature_gates {
-        raw.feature_gates.extend(gates::parse_flag(text)?);
-    }
+    raw.feature_gates = flags.feature_gates.iter().flatten().map(|(name, on)| (name.clone(), *on)).collect();
     put(&mut raw.client_connection.kubeconfig, &flags.kubeconfig);
     put(&mut raw.client_connection.content_type, &flags.kube_api_content_type);
     put(&mut raw.client_connection.burst, &flags.kube_api_burst);
@@ -43,19 +38,14 @@ pub fn from_flags(flags: &Flags) -> Result<RawConfig, String> {
     put_some(&mut raw.oom_score_adj, flags.oom_score_adj);
     put_modes(&mut raw, flags);
     put_conntrack(&mut raw, flags);
-    Ok(raw)
+    beside_file(&mut raw, flags);
+    raw
 }
 
 /// Lets the flags speak that outrank a configuration file.
-///
-/// # Errors
-/// A host name of nothing but blanks, or a malformed `--vmodule`.
-pub fn beside_file(raw: &mut RawConfig, flags: &Flags) -> Result<(), String> {
+pub fn beside_file(raw: &mut RawConfig, flags: &Flags) {
     if let Some(name) = flags.hostname_override.as_ref().filter(|name| !name.is_empty()) {
         raw.hostname_override = name.trim().to_lowercase();
-        if raw.hostname_override.is_empty() {
-            return Err("empty hostname-override is invalid".to_owned());
-        }
     }
     let logging = &mut raw.logging;
     put(&mut logging.verbosity, &flags.v);
@@ -65,10 +55,7 @@ pub fn beside_file(raw: &mut RawConfig, flags: &Flags) -> Result<(), String> {
     put(&mut logging.options.text.info_buffer_size, &flags.log_text_info_buffer_size);
     put(&mut logging.options.json.split_stream, &flags.log_json_split_stream);
     put(&mut logging.options.json.info_buffer_size, &flags.log_json_info_buffer_size);
-    let entries = flags.vmodule.iter().flat_map(|text| text.split(',')).filter(|entry| !entry.is_empty());
-    let items: Vec<_> = entries.map(vmodule_item).collect::<Result<_, _>>()?;
-    logging.vmodule.splice(0..0, items);
-    Ok(())
+    logging.vmodule.splice(0..0, flags.vmodule.iter().flatten().cloned());
 }
 
 /// The per-mode fields. The flags named after iptables mean nftables too when that is the mode.
@@ -138,12 +125,4 @@ fn on_port(address: &str, port: i32) -> String {
 fn list(flags: &[String]) -> Option<Vec<String>> {
     let values = flags.iter().filter(|text| !text.is_empty()).flat_map(|text| text.split(',').map(str::to_owned));
     (!flags.is_empty()).then(|| values.collect())
-}
-
-fn vmodule_item(entry: &str) -> Result<VmoduleItem, String> {
-    let parts = entry.split_once('=').and_then(|(pattern, level)| Some((pattern, level.parse().ok()?)));
-    match parts {
-        Some((file_pattern, verbosity)) => Ok(VmoduleItem { file_pattern: file_pattern.to_owned(), verbosity }),
-        None => Err(format!("--vmodule: {entry:?} is not of the form pattern=N")),
-    }
 }

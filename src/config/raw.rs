@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::duration::GoDuration;
 
@@ -58,6 +58,7 @@ pub struct ClientConnection {
     pub kubeconfig: String,
     pub accept_content_types: String,
     pub content_type: String,
+    #[serde(serialize_with = "whole_if_whole")]
     pub qps: f32,
     pub burst: i32,
 }
@@ -244,4 +245,10 @@ fn text_or_nanoseconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<GoD
         Written::Nanoseconds(nanoseconds) => GoDuration::from_nanos(nanoseconds),
         Written::Text(duration) => duration,
     })
+}
+
+/// A number without a fraction is written without one, as Go does.
+fn whole_if_whole<S: Serializer>(number: &f32, serializer: S) -> Result<S::Ok, S::Error> {
+    let whole = *number as i64;
+    if whole as f32 == *number { serializer.serialize_i64(whole) } else { serializer.serialize_f32(*number) }
 }

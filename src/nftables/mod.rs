@@ -9,9 +9,12 @@ mod held;
 mod layout;
 mod load;
 mod record;
+mod show;
 mod slots;
 mod state;
 mod words;
+
+pub use show::show;
 
 use std::collections::HashMap;
 
@@ -38,6 +41,27 @@ pub struct Table {
     generation: u32,
     /// How the next load goes about it.
     care: Care,
+}
+
+/// Variable that skips [`check_kernel`], as upstream's does.
+const SKIP_CHECK: &str = "KUBE_PROXY_NFTABLES_SKIP_KERNEL_VERSION_CHECK";
+
+/// Checks that the kernel is new enough (contract 8.1).
+///
+/// # Errors
+/// When it is older than 5.13.
+pub fn check_kernel() -> Result<(), String> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let skip = std::env::var_os(SKIP_CHECK).is_some_and(|value| !value.is_empty());
+    if version >= (5, 13) || skip {
+        return Ok(());
+    }
+    Err(format!(
+        "kube-proxy in nftables mode requires kernel 5.13 or later, this is {}; set {SKIP_CHECK}=1 to try",
+        release.trim()
+    ))
 }
 
 // === impl Table ===

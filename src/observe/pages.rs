@@ -23,8 +23,8 @@ pub struct Pages {
     pub metrics: Rc<Metrics>,
     /// The mode in use: `nftables`, `iptables` or `ipvs`.
     pub mode: &'static str,
-    /// The effective configuration as a JSON object of `kubeproxy.config.k8s.io/v1alpha1`.
-    pub config: Value,
+    /// The body of `/configz`: the effective configuration in JSON.
+    pub configz: String,
     /// All flags with their values, sorted by name.
     pub flags: Vec<(String, String)>,
     /// Version of the program.
@@ -61,7 +61,7 @@ impl Pages {
             "/proxyMode" => text(StatusCode::OK, self.mode),
             "/healthz" => self.healthz(request.uri.query().unwrap_or_default()),
             "/healthz/ping" => self.healthz(""),
-            "/configz" => json_answer(StatusCode::OK, json!({ "kubeproxy.config.k8s.io": self.config }).to_string()),
+            "/configz" => json_answer(StatusCode::OK, self.configz.clone()),
             "/flagz" => negotiated(request, "Flagz", || self.flags_text(), || self.flags_fields()),
             "/statusz" => negotiated(request, "Statusz", || self.status_text(), || self.status_fields()),
             _ => not_found(),
@@ -212,7 +212,8 @@ mod tests {
         Pages {
             metrics: Rc::new(Metrics::new(Build::default())),
             mode: "nftables",
-            config: json!({ "kind": "KubeProxyConfiguration", "mode": "nftables" }),
+            configz: json!({ "kubeproxy.config.k8s.io": { "kind": "KubeProxyConfiguration", "mode": "nftables" } })
+                .to_string(),
             flags: vec![("bind-address".into(), "0.0.0.0".into()), ("v".into(), "2".into())],
             version: "v0.1.0",
             emulates: "1.36",

@@ -3,7 +3,7 @@
 
 use argh::{ArgsInfo, FlagInfo, FlagInfoKind, Optionality};
 
-use crate::config::flags::Flags;
+use super::flags::Flags;
 
 /// The flags in `words` as pairs of `--name` and value, each name once unless it may repeat; `None` when help is asked
 /// for.

@@ -1,0 +1,223 @@
+//! Telling the onlookers: metrics, health, systemd, the log; and the sweeps of stale flows that follow a sync.
+//!
+//! Looks on. Nothing here changes what is programmed.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nix::sys::socket::AddressFamily;
+use smol::LocalExecutor;
+use smol::channel::{Receiver, Sender};
+use smol::lock::Mutex;
+
+use super::family::{Proxy, Synced};
+use crate::backend::Error;
+use crate::config::Mode;
+use crate::kernel::{conntrack, links};
+use crate::model::{Family, Node};
+use crate::observe::health::Health;
+use crate::observe::metrics::{Metrics, Sync};
+use crate::observe::service_health::ServiceHealth;
+use crate::observe::systemd;
+use crate::observe::time::epoch_seconds;
+use crate::plan::flows::{Flow, Stale};
+use crate::source::{Client, Notice, Regarding};
+
+/// Those who are told.
+pub struct Watchers {
+    pub executor: Rc<LocalExecutor<'static>>,
+    pub mode: Mode,
+    pub node_name: String,
+    pub metrics: Rc<Metrics>,
+    pub health: Rc<Health>,
+    pub service_health: Vec<(Family, Rc<Mutex<ServiceHealth>>)>,
+    pub client: Option<Rc<Client>>,
+    /// Fatal failures of servers.
+    pub failures: (Sender<String>, Receiver<String>),
+    /// One sweep at a time, so that a later one has the last word.
+    pub sweeping: Rc<Mutex<()>>,
+    pub watchdog: Option<Watchdog>,
+    pub triggers: Vec<u64>,
+    pub ready: bool,
+}
+
+/// When systemd wants to hear that the loop turns.
+pub struct Watchdog {
+    period: Duration,
+    next: Instant,
+}
+
+// === impl Watchers ===
+
+impl Watchers {
+    /// Changes came in that will need a sync.
+    pub fn changed(&mut self, proxies: &[Rc<RefCell<Proxy>>], triggers: &[u64], events: (u64, u64)) {
+        self.triggers.extend(triggers);
+        let now = epoch_seconds(SystemTime::now());
+        for proxy in proxies {
+            let family = proxy.borrow().family();
+            self.health.queued(family);
+            self.metrics.queued(family, now);
+            // Service events are counted once per family (contract 13).
+            self.metrics.service_changes.with(&[]).add(events.0);
+        }
+        self.metrics.endpoint_changes.with(&[]).add(events.1);
+        self.tell_pending(proxies);
+    }
+
+    /// This node's object changed.
+    pub fn node(&self, node: &Node) {
+        self.health.node_eligible(node.eligible);
+    }
+
+    /// A family's sync ended.
+    pub fn synced(&self, proxy: &Rc<RefCell<Proxy>>, outcome: Result<Synced, Error>, started: Instant) {
+        let took = started.elapsed();
+        let now = epoch_seconds(SystemTime::now());
+        let proxy_ = proxy.borrow();
+        let family = proxy_.family();
+        let label = family.as_str();
+        let full = outcome.as_ref().is_ok_and(|synced| synced.full);
+        self.metrics.synced(family, if full { Sync::Full } else { Sync::Partial }, took, outcome.is_ok(), now);
+        let synced = match outcome {
+            Ok(synced) => synced,
+            Err(error) => {
+                if self.mode == Mode::Nftables {
+                    self.metrics.nftables_sync_failures.with(&[label]).add(1);
+                }
+                return log::error!(ip_family = label; "sync failed, rules stay as they are, trying again: {error}");
+            }
+        };
+        self.health.synced(family);
+        let tally = proxy_.tally();
+        self.metrics.programmed_services.with(&[label]).set(tally.services as f64);
+        self.metrics.programmed_endpoints.with(&[label]).set(tally.endpoints as f64);
+        self.metrics.set_aside.with(&[label]).set(proxy_.set_aside() as f64);
+        self.metrics.no_local_endpoints.with(&["internal", label]).set(tally.no_local_internal as f64);
+        self.metrics.no_local_endpoints.with(&["external", label]).set(tally.no_local_external as f64);
+        let (services, endpoints) = (tally.services, tally.endpoints);
+        let (changes, milliseconds) = (synced.changes, took.as_secs_f64() * 1000.0);
+        let took = format!("{milliseconds:.1}ms");
+        let level = if synced.full { log::Level::Info } else { log::Level::Debug };
+        log::log!(level, ip_family = label, services, endpoints, changes, took = took.as_str(); "synced");
+        drop(proxy_);
+        self.tell_health_checks(proxy);
+        self.sweep(family, synced.stale);
+    }
+
+    /// All families are in the kernel.
+    pub fn all_synced(&mut self, proxies: &[Rc<RefCell<Proxy>>], began: Instant, changed_at: Option<Instant>) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        for trigger in std::mem::take(&mut self.triggers) {
+            let ago = now.saturating_sub(Duration::from_nanos(trigger));
+            proxies.iter().for_each(|proxy| self.metrics.programmed(proxy.borrow().family(), ago));
+        }
+        let since = changed_at.unwrap_or(began).elapsed();
+        proxies.iter().for_each(|proxy| self.metrics.changed(proxy.borrow().family(), since));
+        self.tell_pending(proxies);
+        let tallies = proxies.iter().map(|proxy| proxy.borrow().tally());
+        let services = tallies.clone().map(|tally| tally.services).max().unwrap_or(0);
+        let endpoints = tallies.map(|tally| tally.endpoints).sum();
+        let status = systemd::Status { mode: self.mode.as_str(), services, endpoints, synced: Some(SystemTime::now()) };
+        if !self.ready {
+            self.ready = true;
+            systemd::ready(&status);
+        } else {
+            systemd::status(&status);
+        }
+    }
+
+    /// Waits for the failure of a server that must not fail.
+    pub async fn failure(&self) -> String {
+        self.failures.1.recv().await.unwrap_or_else(|_| "a server ended".into())
+    }
+
+    /// When systemd wants to hear from us next.
+    pub fn watchdog_at(&self) -> Option<Instant> {
+        self.watchdog.as_ref().map(|watchdog| watchdog.next)
+    }
+
+    /// Tells systemd that the loop turns, if it is time.
+    pub fn feed_watchdog(&mut self, now: Instant) {
+        if let Some(watchdog) = self.watchdog.as_mut().filter(|watchdog| watchdog.next <= now) {
+            systemd::alive();
+            watchdog.next = now + watchdog.period;
+        }
+    }
+
+    fn tell_pending(&self, proxies: &[Rc<RefCell<Proxy>>]) {
+        let pending = proxies.iter().map(|proxy| proxy.borrow().pending()).max().unwrap_or(0);
+        self.metrics.service_changes_pending.with(&[]).set(pending as f64);
+        self.metrics.endpoint_changes_pending.with(&[]).set(self.triggers.len() as f64);
+    }
+
+    /// Opens and closes the servers of healthCheckNodePorts.
+    fn tell_health_checks(&self, proxy: &Rc<RefCell<Proxy>>) {
+        let family = proxy.borrow().family();
+        let changed = proxy.borrow_mut().take_health_checks();
+        let Some((_, servers)) = self.service_health.iter().find(|(of, _)| *of == family) else { return };
+        let (servers, client, node_name) = (Rc::clone(servers), self.client.clone(), self.node_name.clone());
+        let telling = async move {
+            let mut servers = servers.lock().await;
+            changed.iter().for_each(|(service, wanted)| servers.set(service, *wanted));
+            for failure in servers.open().await {
+                let (service, port, error) = (&failure.service, failure.port, &failure.error);
+                let note =
+                    format!("node {node_name} failed to start healthcheck \"{service}\" on port {port}: {error}");
+                log::error!("{note}; it is tried again at the next sync");
+                if let Some(client) = &client {
+                    let notice = Notice {
+                        node_name: node_name.clone(),
+                        regarding: Regarding::Service(failure.service),
+                        warning: true,
+                        reason: "FailedToStartServiceHealthcheck",
+                        action: "Listen",
+                        note,
+                    };
+                    client.post_event(notice).await;
+                }
+            }
+        };
+        self.executor.spawn(telling).detach();
+    }
+
+    /// Makes the kernel forget UDP flows that the change left behind (contract 11.1).
+    fn sweep(&self, family: Family, mut stale: Stale) {
+        if stale.is_empty() {
+            return;
+        }
+        match links::addresses() {
+            Ok(addresses) => stale.set_node_addresses(addresses.iter().map(|address| address.address)),
+            Err(error) => log::warn!("cannot read the node's addresses, flows to NodePorts may go stale: {error}"),
+        }
+        let (sweeping, metrics) = (Rc::clone(&self.sweeping), Rc::clone(&self.metrics));
+        let sweep = async move {
+            let _turn = sweeping.lock().await;
+            let started = Instant::now();
+            let netlink_family = if family == Family::V4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+            let is_stale = |entry: &conntrack::Entry| {
+                stale.is_stale(&Flow { destination: entry.original.destination, answering: entry.reply.source })
+            };
+            match conntrack::delete_udp(netlink_family, is_stale).await {
+                Ok(swept) => {
+                    metrics.swept(family, started.elapsed(), swept.deleted);
+                    log::debug!(ip_family = family.as_str(), deleted = swept.deleted; "stale UDP flows swept");
+                }
+                Err(error) => log::error!(
+                    "cannot sweep stale {family} UDP flows: {error}; some clients may stay with a former endpoint"
+                ),
+            }
+        };
+        self.executor.spawn(sweep).detach();
+    }
+}
+
+// === impl Watchdog ===
+
+impl Watchdog {
+    /// As systemd asks; `None` when it does not.
+    pub fn new() -> Option<Self> {
+        systemd::watchdog_interval().map(|period| Self { period, next: Instant::now() })
+    }
+}
