@@ -11,6 +11,7 @@ pub mod cli;
 pub mod config;
 pub mod iptables;
 pub mod ipvs;
+pub mod doctor;
 pub mod kernel;
 pub mod model;
 pub mod nftables;
