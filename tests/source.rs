@@ -187,7 +187,7 @@ fn a_watch_that_ends_is_resumed_without_a_list() {
     server.end_watches();
     server.put(service("g", "10.96.0.7"));
     follower.until("a change after the end", |seen| seen.has("Service default/g"));
-    assert_eq!(follower.seen.lists(Kind::Service), 1);
+    assert_eq!(lists_and_watches(&server).0, 1);
     let requests = server.requests();
     assert!(requests.iter().any(|r| r.path.starts_with("/api/v1/services") && r.path.ends_with(&newest)), "{newest}");
 }
@@ -209,7 +209,7 @@ fn a_bookmark_moves_the_place_to_resume() {
         server.end_watches();
         resumed(&server)
     });
-    assert_eq!(follower.seen.lists(Kind::Service), 1);
+    assert_eq!(lists_and_watches(&server).0, 1);
 }
 
 #[test]
@@ -236,7 +236,7 @@ fn a_connection_cut_in_the_middle_of_a_line_loses_nothing() {
     follower.until("the watch was opened again", |_| lists_and_watches(&server).1 > 0);
     server.cut_next_line(false);
     follower.until("the change that was cut", |seen| seen.has("Service default/d"));
-    assert_eq!(follower.seen.lists(Kind::Service), 1);
+    assert_eq!(lists_and_watches(&server).0, 1);
 }
 
 #[test]
@@ -262,7 +262,7 @@ fn a_connection_that_says_nothing_is_given_up() {
     server.fall_silent();
     server.put(service("d", "10.96.0.4"));
     follower.until("the change behind the silence", |seen| seen.has("Service default/d"));
-    assert_eq!(follower.seen.lists(Kind::Service), 1);
+    assert_eq!(lists_and_watches(&server).0, 1);
 }
 
 #[test]
@@ -275,7 +275,7 @@ fn a_server_that_is_away_takes_nothing_with_it() {
     server.restart();
     server.put(service("d", "10.96.0.4"));
     follower.until("a change after the return", |seen| seen.has("Service default/d"));
-    assert_eq!(follower.seen.lists(Kind::Service), 1, "resumed, not listed again");
+    assert_eq!(lists_and_watches(&server).0, 1, "resumed, not listed again");
 }
 
 #[test]
@@ -308,7 +308,7 @@ fn refusals_are_outlived() {
         server.end_watches();
         server.put(service("d", "10.96.0.4"));
         follower.until("a change after refused watches", |seen| seen.has("Service default/d"));
-        assert_eq!(follower.seen.lists(Kind::Service), 1, "{code}");
+        assert_eq!(lists_and_watches(&server).0, 1, "{code}");
     }
 }
 
@@ -327,7 +327,8 @@ fn one_bad_object_harms_no_other() {
         server.send_raw("Service", "MODIFIED", bad);
         server.put(service("d", "10.96.0.4"));
         follower.until("a change behind a bad object", |seen| seen.has("Service default/d"));
-        assert_eq!(follower.seen.lists(Kind::Service), 1, "the watch went on");
+        let expected = if streaming { (1, 0) } else { (2, 1) };
+        assert_eq!(lists_and_watches(&server), expected, "the watch went on");
     }
 }
 
@@ -529,7 +530,7 @@ fn a_peer_that_vanished_is_noticed_without_a_word_from_it() {
         run("nft delete table inet lost");
         server.put(service("d", "10.96.0.4"));
         follower.until("a change after the return", |seen| seen.has("Service default/d"));
-        assert_eq!(follower.seen.lists(Kind::Service), 1);
+        assert_eq!(lists_and_watches(&server).0, 1);
     });
 }
 

@@ -237,8 +237,8 @@ impl ApiServer {
         drop(state);
         self.shared.changed.notify_all();
         // Wakes the listener up, which then closes. It may be gone already.
-        let _closed = TcpStream::connect(self.address);
-        while TcpStream::connect(self.address).is_ok() {
+        let _closed = TcpStream::connect_timeout(&self.address, Duration::from_secs(1));
+        while TcpStream::connect_timeout(&self.address, Duration::from_secs(1)).is_ok() {
             thread::yield_now();
         }
     }
