@@ -40,6 +40,8 @@ const EVENTS: usize = 1024;
 const NODE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long to wait for it to get podCIDRs, where these are needed.
 const POD_CIDR_PATIENCE: Duration = Duration::from_secs(300);
+/// How long a dry run waits for the ranges of ClusterIPs.
+const SERVICE_CIDR_PATIENCE: Duration = Duration::from_secs(1);
 /// How often to try to listen again.
 const BIND_RETRY: Duration = Duration::from_secs(5);
 
@@ -109,9 +111,11 @@ pub fn dry_run(options: &Options, loaded: &Loaded) -> Result<String, String> {
     let main = async {
         let mut setup = Setup::begin(Rc::clone(&executor), options, loaded)?;
         let (addresses, pod_cidrs) = setup.wait_for_node().await?;
-        while !(setup.store.is_complete() && setup.store.knows_service_cidrs()) {
+        while !setup.store.is_complete() {
             setup.next_event().await?;
         }
+        // Old API servers have none to tell of.
+        setup.wait_until(SERVICE_CIDR_PATIENCE, Store::knows_service_cidrs).await?;
         let interfaces = links::addresses().map_err(|error| format!("cannot read the node's addresses: {error}"))?;
         let mut objects = Vec::new();
         for family in modes::families(setup.config.mode) {
