@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use kube_proxy::agent;
 use kube_proxy::cli::{self, Command};
 use kube_proxy::config::{Loaded, LogFormat, Options, to_yaml};
+use kube_proxy::demo;
 use kube_proxy::observe::log as logging;
 
 fn main() -> ExitCode {
@@ -53,7 +54,8 @@ fn carry_out(command: Command) -> Result<(), String> {
             log::info!("Wrote configuration to {path}");
             Ok(())
         }
-        Command::Demo(_) | Command::Doctor { .. } => Err("not there yet".into()),
+        Command::Demo(options) => demo::run(&options),
+        Command::Doctor { .. } => Err("not there yet".into()),
     }
 }
 

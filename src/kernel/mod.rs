@@ -3,8 +3,11 @@
 pub mod conntrack;
 pub mod links;
 pub mod listen;
+pub mod namespaces;
 pub mod netlink;
 pub mod nftables;
+pub mod nftevents;
 pub mod nftrule;
 pub mod process;
 pub mod sysctl;
+pub mod veth;
