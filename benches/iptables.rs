@@ -52,7 +52,7 @@ fn measure(variant: &str, services: u16) {
         node_port_addresses: NodePortAddresses::All,
         service_cidrs: Vec::new(),
     };
-    let options = Options { localhost_node_ports: false, tcp_be_liberal: false, counters: false };
+    let options = Options { localhost_node_ports: false, tcp_be_liberal: false };
     let mut backend = Iptables::new(Family::V4, options).expect("iptables is there");
     let (_, full) = time(|| backend.replace(&facts, &mut (0..services).map(|n| service(n, 0))).expect("a full load"));
     println!("  full load                          {full:>10.1?}   {} kB resident", resident());

@@ -252,7 +252,6 @@ fn backend(config: &Config, family: Family) -> Result<Box<dyn Backend>, String> 
             let options = iptables::Options {
                 localhost_node_ports: config.localhost_node_ports,
                 tcp_be_liberal: liberal.is_ok_and(|value| value != 0),
-                counters: false,
             };
             Ok(Box::new(Iptables::new(family, options).map_err(|error| error.to_string())?))
         }

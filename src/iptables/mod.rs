@@ -54,8 +54,6 @@ pub struct Options {
     pub localhost_node_ports: bool,
     /// `nf_conntrack_tcp_be_liberal` is set: packets that connection tracking calls INVALID may pass.
     pub tcp_be_liberal: bool,
-    /// The kernel has the two nfacct counters of contract 9.4, so rules may name them.
-    pub counters: bool,
 }
 
 /// The iptables rules of one family.

@@ -11,7 +11,7 @@ use crate::model::Family;
 use crate::plan::{Endpoint, PortPlan, Route, ServicePlan};
 
 use super::names::{ChainName, Kind, PortChains, Socket};
-use super::shared::{COUNTER_LOCALHOST, MARK_MASQ, Shape, Shared};
+use super::shared::{MARK_MASQ, Shape, Shared};
 
 /// `xt_statistic` keeps a probability in units of 2^-31.
 const CERTAIN: u64 = 1 << 31;
@@ -158,11 +158,6 @@ impl Port<'_> {
                 self.rules.shared.push((Shared::Services, rule));
             }
             if let Some(port) = plan.node_port {
-                if self.shape.localhost_node_ports() && self.shape.options.counters {
-                    let matching = self.matching("-d 127.0.0.0/8 ", "", "", port);
-                    let rule = format!("{matching} -m nfacct --nfacct-name {COUNTER_LOCALHOST} -j {external}");
-                    self.rules.shared.push((Shared::NodePorts, rule));
-                }
                 let rule = format!("{} -j {external}", self.matching("", "", "", port));
                 self.rules.shared.push((Shared::NodePorts, rule));
             }
@@ -402,3 +397,6 @@ impl fmt::Display for Probability {
         write!(f, "{:.11}", kept as f64 / CERTAIN as f64)
     }
 }
+
+#[cfg(test)]
+mod tests;
