@@ -72,7 +72,8 @@ impl Table {
         };
         let hooked = hooked && held.hooked;
         let at_one_stroke = foreign && care == Care::Portions;
-        let portion = if at_one_stroke { usize::MAX } else { PORTION };
+        // Messages are at most four times as long as the records in them.
+        let portion = if at_one_stroke { usize::MAX } else { PORTION.min(self.nft.limit() / 4) };
         if foreign {
             batch.delete_table();
         }
