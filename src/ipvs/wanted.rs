@@ -54,6 +54,8 @@ pub struct Wanted {
     pub servers: Vec<(Entrance, Rc<Server>)>,
     /// Its endpoints on this node, each once.
     pub local_endpoints: Vec<IpAddr>,
+    /// Port of its health check server.
+    pub health_check: Option<u16>,
 }
 
 /// The groups of endpoints of a port, shared by its entrances.
@@ -67,7 +69,8 @@ struct Groups {
 impl Wanted {
     /// Translates a Service's plan. `scheduler` tells which one a port gets.
     pub fn new(plan: &ServicePlan, mut scheduler: impl FnMut(&PortPlan) -> Scheduler) -> Self {
-        let mut wanted = Self::default();
+        let health_check = plan.health_check_node_port.filter(|_| !plan.ports.is_empty());
+        let mut wanted = Self { health_check, ..Self::default() };
         for port in &plan.ports {
             let settings = settings(port, scheduler(port));
             wanted.add(port, &settings);
@@ -179,7 +182,7 @@ mod tests {
     }
 
     fn wanted(port: PortPlan) -> Wanted {
-        let plan = ServicePlan { name: port.name.service.clone(), ports: vec![port] };
+        let plan = ServicePlan { name: port.name.service.clone(), ports: vec![port], health_check_node_port: None };
         Wanted::new(&plan, |_| Scheduler::parse("mh").unwrap())
     }
 
