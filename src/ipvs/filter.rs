@@ -68,6 +68,11 @@ pub fn record_of_endpoint(address: &IpAddr) -> Record {
     record(Set::Hairpin, &[octets(address), octets(address)], None)
 }
 
+/// The element of a health check server's port.
+pub fn record_of_health_check(port: &u16) -> Record {
+    record(Set::HealthChecks, &[padded_protocol(Protocol::Tcp), padded_port(*port)], None)
+}
+
 fn record<P: AsRef<[u8]>>(set: Set, key: &[P], end: Option<Vec<u8>>) -> Record {
     let key = key.iter().flat_map(|part| part.as_ref()).copied().collect();
     Record { set, key, end: end.map(Into::into) }

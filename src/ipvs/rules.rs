@@ -40,6 +40,8 @@ pub enum Set {
     Restricted,
     /// Who may use these.
     AllowedSources,
+    /// Ports of health check servers, which answer on every address.
+    HealthChecks,
     /// Endpoints on this node, each paired with itself.
     Hairpin,
 }
@@ -78,6 +80,7 @@ pub fn sets(family: Family) -> [SetSpec; Set::ALL.len()] {
             Set::NodePorts => (PORT, "NodePorts, all endpoints"),
             Set::Restricted => (ENTRANCE[f], "load balancer IPs with source ranges"),
             Set::AllowedSources => (ENTRANCE_AND_SOURCE[f], "who may use these"),
+            Set::HealthChecks => (PORT, "health checks of load balancers"),
             Set::Hairpin => (PAIR[f], "endpoints on this node"),
         };
         let interval = set == Set::AllowedSources;
@@ -120,6 +123,7 @@ pub fn chains(facts: &NodeFacts) -> Vec<Chain> {
             FILTER,
             vec![
                 vec![is_new(), jump("services")],
+                vec![is_new(), is_in(port(), Set::HealthChecks.name()), accept()],
                 vec![is_new(), is_in(w.ip("daddr"), Set::ServiceIps.name()), reject(w.table_family())],
                 vec![is_new(), is_in(port(), Set::NodePorts.name()), goto("masquerade")],
             ],
@@ -175,7 +179,7 @@ struct Wording<'a> {
 
 impl Set {
     /// All of them, in order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::ServiceIps,
         Self::Internal,
         Self::External,
@@ -183,6 +187,7 @@ impl Set {
         Self::NodePorts,
         Self::Restricted,
         Self::AllowedSources,
+        Self::HealthChecks,
         Self::Hairpin,
     ];
 
@@ -196,6 +201,7 @@ impl Set {
             Self::NodePorts => "node-ports",
             Self::Restricted => "restricted",
             Self::AllowedSources => "allowed-sources",
+            Self::HealthChecks => "health-checks",
             Self::Hairpin => "hairpin",
         }
     }
