@@ -10,6 +10,8 @@ pub mod backend;
 pub mod cli;
 pub mod config;
 pub mod doctor;
+pub mod iptables;
+pub mod ipvs;
 pub mod kernel;
 pub mod model;
 pub mod nftables;

@@ -20,6 +20,8 @@ pub struct Proxy {
     loaded: bool,
     /// Services that changed since they were last programmed.
     pending: HashSet<ObjectName>,
+    /// Removes what the modes before this one left, once ours is in.
+    leftovers: Option<fn(Family) -> Result<(), Error>>,
     /// Service ports that could not be programmed, with the reason.
     set_aside: HashMap<PortName, String>,
 }
@@ -37,10 +39,26 @@ pub struct Synced {
 // === impl Proxy ===
 
 impl Proxy {
-    /// Nothing is programmed yet.
-    pub fn new(family: Family, backend: Box<dyn Backend>, facts: NodeFacts, here: Here) -> Self {
+    /// Nothing is programmed yet. When it is for the first time, `leftovers` removes what other modes programmed.
+    pub fn new(
+        family: Family,
+        backend: Box<dyn Backend>,
+        leftovers: fn(Family) -> Result<(), Error>,
+        facts: NodeFacts,
+        here: Here,
+    ) -> Self {
         let ledger = Ledger::new(family);
-        Self { family, backend, ledger, facts, here, loaded: false, pending: HashSet::new(), set_aside: HashMap::new() }
+        Self {
+            family,
+            backend,
+            ledger,
+            facts,
+            here,
+            loaded: false,
+            pending: HashSet::new(),
+            leftovers: Some(leftovers),
+            set_aside: HashMap::new(),
+        }
     }
 
     /// Which family this is.
@@ -137,6 +155,11 @@ impl Proxy {
             plan
         });
         let report = self.backend.replace(&self.facts, &mut plans)?;
+        if let Some(remove) = self.leftovers.take()
+            && let Err(error) = remove(self.family)
+        {
+            log::warn!(ip_family = self.family.as_str(); "rules of another mode may still be there: {error}");
+        }
         self.set_aside.clear();
         let changes = self.note(report);
         self.loaded = true;

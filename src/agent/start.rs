@@ -13,11 +13,11 @@ use smol::lock::Mutex;
 
 use super::facts::{self, NodeAddresses};
 use super::family::Proxy;
+use super::modes;
 use super::pace::Pace;
 use super::signs::{ConfigFile, Signals};
 use super::watchers::{Watchdog, Watchers};
 use super::{Agent, Stop};
-use crate::backend::Backend;
 use crate::cli::{KUBERNETES_VERSION, full_version, go_arch};
 use crate::config::{Config, DetectLocal, Loaded, Mode, Options, to_configz};
 use crate::kernel::{links, sysctl};
@@ -26,8 +26,9 @@ use crate::nftables;
 use crate::observe::exposition::Counter;
 use crate::observe::health::Health;
 use crate::observe::http;
-use crate::observe::metrics::{Build, Metrics, RestRequest};
+use crate::observe::metrics::{Metrics, RestRequest};
 use crate::observe::pages::Pages;
+use crate::observe::scrape::{Build, Traffic};
 use crate::observe::service_health::ServiceHealth;
 use crate::observe::{systemd, time};
 use crate::plan::{NodeFacts, NodePortAddresses};
@@ -84,8 +85,8 @@ pub fn init_only(options: &Options, loaded: &Loaded) -> Result<(), String> {
         let mut setup = Setup::begin(Rc::clone(&executor), options, loaded)?;
         setup.wait_for_node().await?;
         apply_conntrack(&setup.config)?;
-        for family in families() {
-            backend(&setup.config, family)?;
+        for family in modes::families(setup.config.mode) {
+            modes::backend(&setup.config, family)?;
             log::info!(ip_family = family.as_str(); "System initialized and --init-only specified");
         }
         Ok(())
@@ -113,33 +114,22 @@ pub fn dry_run(options: &Options, loaded: &Loaded) -> Result<String, String> {
         }
         let interfaces = links::addresses().map_err(|error| format!("cannot read the node's addresses: {error}"))?;
         let mut objects = Vec::new();
-        for family in families() {
+        for family in modes::families(setup.config.mode) {
             let facts = facts::facts(family, &setup.config, &setup.store, &addresses, &pod_cidrs, &interfaces);
             let here = facts::here(family, &addresses, setup.store.node());
             let mut ledger = crate::plan::Ledger::new(family);
             let names: Vec<_> = setup.store.services().cloned().collect();
             let plans = ledger.plan(&setup.store, &here, names);
-            objects.extend(nftables::show(&facts, &plans));
+            let (shown, set_aside) = nftables::show(&facts, &plans);
+            objects.extend(shown);
+            set_aside
+                .iter()
+                .for_each(|(port, reason)| log::error!("Service port {port} cannot be programmed: {reason}"));
+            ledger.take_clashes().iter().for_each(|clash| log::warn!("{clash}"));
         }
         serde_json::to_string(&serde_json::json!({ "nftables": objects })).map_err(|error| error.to_string())
     };
     async_io::block_on(executor.run(main))
-}
-
-/// Removes what any mode ever programmed (contract 2.6). Tries everything before it complains.
-///
-/// # Errors
-/// What could not be removed.
-pub fn cleanup() -> Result<(), String> {
-    let mut failures = Vec::new();
-    for family in Family::ALL {
-        let removed = nftables::Table::new(family).and_then(|mut table| table.cleanup());
-        failures.extend(removed.err().map(|error| error.to_string()));
-    }
-    match &failures[..] {
-        [] => Ok(()),
-        failures => Err(format!("encountered an error while tearing down rules: {}", failures.join("; "))),
-    }
 }
 
 async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<Stop, String> {
@@ -165,7 +155,7 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<St
     if let Some(node) = setup.store.node() {
         health.node_eligible(node.eligible);
     }
-    let families = families();
+    let families = modes::families(setup.config.mode);
     for note in setup.config.check_families(addresses.primary, families.len() > 1, &pod_cidrs)? {
         log::warn!("{note}");
     }
@@ -178,7 +168,13 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<St
         let here = facts::here(family, &addresses, setup.store.node());
         let servers = ServiceHealth::new(Rc::clone(&setup.executor), health_addresses(&facts), Rc::clone(&health));
         service_health.push((family, Rc::new(Mutex::new(servers))));
-        proxies.push(Rc::new(RefCell::new(Proxy::new(family, backend(&setup.config, family)?, facts, here))));
+        proxies.push(Rc::new(RefCell::new(Proxy::new(
+            family,
+            modes::backend(&setup.config, family)?,
+            modes::leftovers(setup.config.mode),
+            facts,
+            here,
+        ))));
     }
     expose_traffic(&setup.metrics, &proxies);
     post_start(&setup);
@@ -214,24 +210,6 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<St
         tick_at: None,
     };
     Ok(agent.run().await)
-}
-
-/// The families that this node has (contract 3.3).
-fn families() -> Vec<Family> {
-    let v6 = Path::new("/proc/net/if_inet6").exists()
-        && std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6").map_or(true, |text| text.trim() != "1");
-    Family::ALL.into_iter().filter(|family| *family == Family::V4 || v6).collect()
-}
-
-/// The backend of a family in the configured mode.
-fn backend(config: &Config, family: Family) -> Result<Box<dyn Backend>, String> {
-    match config.mode {
-        Mode::Nftables => {
-            nftables::check_kernel()?;
-            Ok(Box::new(nftables::Table::new(family).map_err(|error| error.to_string())?))
-        }
-        other => Err(format!("mode {other} is not there yet")),
-    }
 }
 
 /// Contract 11.2.
@@ -300,7 +278,12 @@ fn serve_pages(
                     note,
                 };
                 // The process is about to end: the event gets its chance, but no more.
-                client.post_event(notice).or(async { drop(Timer::after(BIND_RETRY).await) }).await;
+                client
+                    .post_event(notice)
+                    .or(async {
+                        let _ = Timer::after(BIND_RETRY).await;
+                    })
+                    .await;
             }
             // The loop may have ended for another reason.
             let _ = failures.send(failure).await;
@@ -317,7 +300,7 @@ fn expose_traffic(metrics: &Metrics, proxies: &[Rc<RefCell<Proxy>>]) {
         for proxy in &proxies {
             let family = proxy.borrow().family();
             for (port, packets, bytes) in proxy.borrow_mut().traffic() {
-                each(crate::observe::metrics::Traffic { port: &port, family, packets, bytes });
+                each(Traffic { port: &port, family, packets, bytes });
             }
         }
     }));

@@ -24,6 +24,7 @@ const NEWCHAIN: u16 = 3;
 const GETCHAIN: u16 = 4;
 const DELCHAIN: u16 = 5;
 const NEWRULE: u16 = 6;
+const GETRULE: u16 = 7;
 const DELRULE: u16 = 8;
 const NEWSET: u16 = 9;
 const GETSET: u16 = 10;
@@ -274,7 +275,7 @@ impl TableFamily {
 
 impl Field {
     /// Bytes without padding.
-    pub const fn len(self) -> usize {
+    pub const fn bytes(self) -> usize {
         match self {
             Self::Ipv6Addr => 16,
             Self::InetProto => 1,
@@ -312,8 +313,8 @@ impl Field {
     /// Bytes of the concatenation of some fields. A lone field is not padded.
     pub fn total(fields: &[Self]) -> usize {
         match fields {
-            [only] => only.len(),
-            several => several.iter().map(|field| padded(field.len())).sum(),
+            [only] => only.bytes(),
+            several => several.iter().map(|field| padded(field.bytes())).sum(),
         }
     }
 }
@@ -485,7 +486,7 @@ impl Batch {
             b.nest(SET_DESC, |b| {
                 b.nest(SET_DESC_CONCAT, |b| {
                     for field in set.key {
-                        b.nest(LIST_ELEM, |b| b.be32(SET_FIELD_LEN, field.len() as u32));
+                        b.nest(LIST_ELEM, |b| b.be32(SET_FIELD_LEN, field.bytes() as u32));
                     }
                 });
             });
@@ -691,6 +692,19 @@ impl Nftables {
             }
         })?;
         Ok(chains)
+    }
+
+    /// How many rules a table has.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn rules(&mut self, family: TableFamily, table: &str) -> io::Result<usize> {
+        let mut rules = 0;
+        let mut request = Buffer::new();
+        request.message(subsystem(GETRULE), DUMP, self.next(), &family.header());
+        request.text(RULE_TABLE, table);
+        found(self.socket.request(&request, |_| rules += 1))?;
+        Ok(rules)
     }
 
     /// The sets and maps of a table.

@@ -3,7 +3,6 @@
 //! Compiles the subset that our rules are written in, to the same expressions that `nft` makes of it (a test holds the
 //! two side by side). Anything else is refused with a message; nothing is guessed.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -287,7 +286,7 @@ fn load(b: &mut Buffer, value: &Expression<'_>, at: Word) -> Outcome<Loaded> {
         }
         Expression::BinaryOperation(operation) => {
             let (left, mask, xor) = match &**operation {
-                BinaryOperation::AND(left, Expression::Number(mask)) => (left, *mask, 0),
+                BinaryOperation::AND(left, mask) => (left, number(mask)?, 0),
                 BinaryOperation::XOR(left, Expression::Number(bits)) => (left, u32::MAX, *bits),
                 BinaryOperation::OR(parts) => match &parts[..] {
                     [left, Expression::Number(bits)] => (left, !*bits, *bits),
@@ -299,7 +298,8 @@ fn load(b: &mut Buffer, value: &Expression<'_>, at: Word) -> Outcome<Loaded> {
             bitwise(b, at, mask, xor);
             Ok(loaded)
         }
-        Expression::Number(number) => {
+        constant => {
+            let number = number(constant)?;
             expression(b, "immediate", |b| {
                 b.be32(1, at.register());
                 b.nest(2, |b| b.attr(DATA_VALUE, &number.to_ne_bytes()));
@@ -307,8 +307,21 @@ fn load(b: &mut Buffer, value: &Expression<'_>, at: Word) -> Outcome<Loaded> {
             })?;
             Ok(Loaded { length: 4, host_order: true })
         }
-        other => unsupported(other),
     }
+}
+
+/// A number, or a class id as nft writes it: `f:ffff`, `none`.
+fn number(value: &Expression<'_>) -> Outcome<u32> {
+    let parsed = match value {
+        Expression::Number(number) => Some(*number),
+        Expression::String(text) if text == "none" => Some(0),
+        Expression::String(text) => text.split_once(':').and_then(|(major, minor)| {
+            let half = |text| u32::from_str_radix(text, 16).ok().filter(|half| *half <= 0xffff);
+            Some(half(major)? << 16 | half(minor)?)
+        }),
+        _ => None,
+    };
+    parsed.map_or_else(|| unsupported(value), Ok)
 }
 
 fn load_fib(b: &mut Buffer, fib: &Fib, at: Word) -> Outcome<Loaded> {
@@ -387,12 +400,12 @@ fn constant(value: &Expression<'_>, loaded: Loaded) -> Outcome<Vec<u8>> {
     }
 }
 
-fn string_constant(text: &Cow<'_, str>, loaded: Loaded) -> Outcome<Vec<u8>> {
+fn string_constant(text: &str, loaded: Loaded) -> Outcome<Vec<u8>> {
     const RTN_LOCAL: u32 = 2;
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(octets(address));
     }
-    match (&**text, loaded.length) {
+    match (text, loaded.length) {
         ("local", 4) => Ok(RTN_LOCAL.to_ne_bytes().to_vec()),
         ("tcp", 1) => Ok(vec![6]),
         ("udp", 1) => Ok(vec![17]),

@@ -17,7 +17,7 @@ pub enum Kernel {
     /// There is one of another layout: upstream's, or another version's.
     Foreign,
     /// It is ours, with these elements.
-    Ours(Held),
+    Ours(Box<Held>),
 }
 
 /// Elements of our table. What is still in here at the end is not wanted any more.
@@ -71,7 +71,7 @@ pub fn read(nft: &mut Nftables, facts: &NodeFacts, shapes: &Shapes) -> io::Resul
             return Ok(Kernel::Foreign);
         }
     }
-    Ok(Kernel::Ours(held))
+    Ok(Kernel::Ours(Box::new(held)))
 }
 
 // === impl Held ===

@@ -140,7 +140,7 @@ mod tests {
             local: vec![],
             serving: vec![],
         });
-        ServicePlan { ports: ports.collect(), name: name.clone() }
+        ServicePlan { ports: ports.collect(), ..ServicePlan::none(&name) }
     }
 
     #[test]

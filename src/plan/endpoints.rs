@@ -145,7 +145,8 @@ mod tests {
         const ETP: Policy = Policy { external_local: true, externally_accessible: true, ..CLUSTER };
         const ITP: Policy = Policy { internal_local: true, ..CLUSTER };
         const BOTH: Policy = Policy { internal_local: true, ..ETP };
-        let cases: &[(&str, Policy, &[&str], &str, &str, bool)] = &[
+        type Case = (&'static str, Policy, &'static [&'static str], &'static str, &'static str, bool);
+        let cases: &[Case] = &[
             ("nothing", CLUSTER, &[], "", "", false),
             ("ready only", CLUSTER, &["1 ready", "2", "3 serving"], "1", "", true),
             ("terminating is the last resort", CLUSTER, &["1 serving terminating", "2 ready"], "2", "", true),

@@ -61,7 +61,7 @@ pub struct PortPlan {
     pub affinity: Option<u32>,
     /// Scheduler wanted for this Service (IPVS mode); empty means the configured one.
     pub scheduler: Option<Box<str>>,
-    /// Endpoints of policy Cluster, sorted by [`Endpoint::text`] order of the contract; may be empty.
+    /// Endpoints of policy Cluster, sorted by address and port; may be empty.
     pub cluster: Vec<Endpoint>,
     /// Endpoints of policy Local, if some traffic of this port needs them; may be empty.
     pub local: Vec<Endpoint>,
@@ -102,6 +102,8 @@ pub struct ServicePlan {
     pub name: ObjectName,
     /// All its ports in this family.
     pub ports: Vec<PortPlan>,
+    /// Port on which the node says how many local endpoints it has: packets to it must get in.
+    pub health_check_node_port: Option<u16>,
 }
 
 /// Facts about the node and its configuration that shape the rules shared by all Services, for one family.
@@ -151,6 +153,15 @@ impl fmt::Display for PortName {
             "" => self.service.fmt(f),
             port => write!(f, "{}:{port}", self.service),
         }
+    }
+}
+
+// === impl ServicePlan ===
+
+impl ServicePlan {
+    /// Of a Service that is not served.
+    pub fn none(name: &ObjectName) -> Self {
+        Self { name: name.clone(), ports: Vec::new(), health_check_node_port: None }
     }
 }
 

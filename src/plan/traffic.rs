@@ -27,12 +27,16 @@ pub fn plan<'a>(
         let cluster_ip = service.cluster_ips.iter().copied().find(|ip| Family::of(ip) == family)?;
         Some((service, cluster_ip))
     });
-    let Some((service, cluster_ip)) = of_family else { return ServicePlan { name: name.clone(), ports: Vec::new() } };
+    let Some((service, cluster_ip)) = of_family else { return ServicePlan::none(name) };
     let plan_port = |port: &ServicePort| {
         let all = candidates(slices.clone(), family, &port.name, port.protocol);
         plan_port(name, service, cluster_ip, port, &all, here)
     };
-    ServicePlan { name: name.clone(), ports: service.ports.iter().map(plan_port).collect() }
+    ServicePlan {
+        name: name.clone(),
+        ports: service.ports.iter().map(plan_port).collect(),
+        health_check_node_port: service.health_check_node_port,
+    }
 }
 
 fn plan_port(

@@ -1,0 +1,219 @@
+//! The node's iptables tools: whether they are there, which variant, and how to start them.
+//!
+//! Which variant (legacy or nft) is the choice of whoever put `iptables` into the PATH: the node's other rules are made
+//! with it too. Must not know what the rules are.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::process::{Command, ExitStatus, Stdio};
+
+use crate::backend::Error;
+use crate::model::Family;
+
+use super::shared::Table;
+
+/// The first version whose `iptables-restore` waits for the lock and whose MASQUERADE knows `--random-fully`.
+const OLDEST: [u32; 3] = [1, 6, 2];
+/// How long to wait for other users of iptables, in seconds.
+const LOCK_WAIT: &str = "5";
+/// Exit status when another process held the lock, or the kernel was out of resources.
+const RESOURCE_PROBLEM: i32 = 4;
+
+/// How iptables talks to the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    /// Replaces whole tables.
+    Legacy,
+    /// Translates to nftables.
+    Nft,
+}
+
+/// The tools of one family.
+#[derive(Clone, Copy, Debug)]
+pub struct Tools {
+    family: Family,
+    variant: Variant,
+}
+
+/// Why `iptables-restore` did nothing.
+#[derive(Debug)]
+pub struct Refusal {
+    /// The line at fault, from 1, if it says so; for some faults that is the last line of the table.
+    pub line: Option<u32>,
+    /// What it printed, on one line.
+    pub message: String,
+    /// Nothing is wrong with the text: it may work later.
+    pub busy: bool,
+}
+
+/// Whether the kernel and its tools can do iptables for a family (contract 3.3).
+pub fn supported(family: Family) -> bool {
+    let mut command = Command::new(tool(family, ""));
+    command.args(["-w", LOCK_WAIT, "-S", "POSTROUTING", "-t", "nat"]);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+fn tool(family: Family, suffix: &str) -> String {
+    match family {
+        Family::V4 => format!("iptables{suffix}"),
+        Family::V6 => format!("ip6tables{suffix}"),
+    }
+}
+
+/// Reads `iptables v1.8.9 (nf_tables)`; before 1.8 there was no word in brackets, and only legacy.
+fn parse_version(text: &str) -> Option<([u32; 3], Variant)> {
+    let mut words = text.split_whitespace().skip(1);
+    let mut parts = words.next()?.strip_prefix('v')?.split('.');
+    let version = [parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next().unwrap_or("0").parse().ok()?];
+    let variant = if words.next() == Some("(nf_tables)") { Variant::Nft } else { Variant::Legacy };
+    Some((version, variant))
+}
+
+/// Finds `line 7`, `line: 7` in what the tool printed.
+fn failing_line(message: &str) -> Option<u32> {
+    message.match_indices("line").find_map(|(at, word)| {
+        let rest = message[at + word.len()..].trim_start_matches([':', ' ']);
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        rest[..digits].parse().ok()
+    })
+}
+
+// === impl Tools ===
+
+impl Tools {
+    /// Looks what the PATH has. `None` when there is no iptables at all; an error when there is one that cannot be used.
+    pub fn find(family: Family) -> Result<Option<Self>, Error> {
+        let name = tool(family, "");
+        let output = match Command::new(&name).arg("--version").stdin(Stdio::null()).output() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error(format!("run {name} --version: {error}"))),
+            Ok(output) => output,
+        };
+        let text = String::from_utf8_lossy(&output.stdout);
+        let (version, variant) = parse_version(&text)
+            .ok_or_else(|| Error(format!("run {name} --version: no version in {:?}; is it iptables?", text.trim())))?;
+        if version < OLDEST {
+            return Err(Error(format!(
+                "{name} is {}, which does not wait for its lock; install 1.6.2 or later",
+                text.trim()
+            )));
+        }
+        Ok(Some(Self { family, variant }))
+    }
+
+    /// The tools, or an error that says how to get them.
+    pub fn require(family: Family) -> Result<Self, Error> {
+        Self::find(family)?.ok_or_else(|| {
+            Error(format!("{} is not in the PATH; install it or choose mode nftables", tool(family, "")))
+        })
+    }
+
+    /// How this iptables talks to the kernel.
+    pub fn variant(self) -> Variant {
+        self.variant
+    }
+
+    /// Runs `iptables-restore --noflush` on a file, from its beginning.
+    pub fn restore(self, text: File) -> Result<(), Refusal> {
+        let name = tool(self.family, "-restore");
+        let failed = |message| Refusal { line: None, message, busy: true };
+        let output = Command::new(&name)
+            .args(["--noflush", "-w", LOCK_WAIT])
+            .stdin(Stdio::from(text))
+            .stdout(Stdio::null())
+            .output()
+            .map_err(|error| failed(format!("run {name}: {error}")))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let printed = String::from_utf8_lossy(&output.stderr);
+        let line = failing_line(&printed);
+        let said: Vec<_> =
+            printed.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with("Try `")).collect();
+        let message = if said.is_empty() { format!("{name}: {}", output.status) } else { said.join(" ") };
+        Err(Refusal { line, message, busy: output.status.code().is_none_or(|code| code == RESOURCE_PROBLEM) })
+    }
+
+    /// Reads a table with `iptables-save`, line by line.
+    pub fn save(self, table: Table, mut each: impl FnMut(&str)) -> Result<(), Error> {
+        let name = tool(self.family, "-save");
+        let failed = |error: io::Error| Error(format!("read table {} with {name}: {error}", table.as_str()));
+        let mut child = Command::new(&name)
+            .args(["-t", table.as_str()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(failed)?;
+        let mut lines = BufReader::new(child.stdout.take().expect("its output is a pipe"));
+        let mut line = String::new();
+        let read = loop {
+            line.clear();
+            match lines.read_line(&mut line) {
+                Ok(0) => break Ok(()),
+                Ok(_) => each(line.trim_end_matches('\n')),
+                Err(error) => break Err(failed(error)),
+            }
+        };
+        drop(lines);
+        let status = child.wait().map_err(failed)?;
+        read?;
+        if status.success() {
+            Ok(())
+        } else {
+            Err(Error(format!("read table {} with {name}: {status}", table.as_str())))
+        }
+    }
+
+    /// The rules of one chain, as `iptables -S` prints them; `None` when there is no such chain. When the tool had no
+    /// chance to look, the error is its exit status.
+    pub fn chain(self, table: Table, name: &str) -> Result<Option<String>, ExitStatus> {
+        let mut command = Command::new(tool(self.family, ""));
+        command.args(["-w", LOCK_WAIT, "-t", table.as_str(), "-S", name]).stdin(Stdio::null()).stderr(Stdio::null());
+        match command.output() {
+            Ok(output) if output.status.success() => Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned())),
+            Ok(output) if output.status.code() == Some(RESOURCE_PROBLEM) => Err(output.status),
+            Ok(_) | Err(_) => Ok(None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_tell_the_variant() {
+        for (text, expected) in [
+            ("iptables v1.8.9 (nf_tables)\n", Some(([1, 8, 9], Variant::Nft))),
+            ("ip6tables v1.8.10 (legacy)\n", Some(([1, 8, 10], Variant::Legacy))),
+            ("iptables v1.6.1", Some(([1, 6, 1], Variant::Legacy))),
+            ("iptables v1.8", Some(([1, 8, 0], Variant::Legacy))),
+            ("BusyBox", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_version(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_line_at_fault_is_found_in_every_wording() {
+        for (text, expected) in [
+            ("iptables-restore: line 24 failed", Some(24)),
+            ("iptables-restore v1.8.9 (legacy): unknown option \"--bogus\"\nError occurred at line: 4\nTry", Some(4)),
+            (
+                "iptables-nft-restore v1.8.9 (nf_tables): \nline 23: RULE_APPEND failed (Invalid argument): rule in chain A",
+                Some(23),
+            ),
+            ("iptables-nft-restore: line 4 failed: Bad rule (does a matching rule exist in that chain?).", Some(4)),
+            ("Another app is currently holding the xtables lock.", None),
+        ] {
+            assert_eq!(failing_line(text), expected, "{text:?}");
+        }
+    }
+}

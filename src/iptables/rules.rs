@@ -1,0 +1,371 @@
+//! One Service port as chains and rules: pure text, one line per rule, as `iptables-save` prints it (contract 9.3, 9.4).
+//!
+//! The plan has decided who is served by whom; here it is only said in the language of iptables.
+//! Must not run anything nor know what is programmed.
+
+use std::fmt::{self, Write};
+use std::net::IpAddr;
+use std::ops::Range;
+
+use crate::model::Family;
+use crate::plan::{Endpoint, PortPlan, Route, ServicePlan};
+
+use super::names::{ChainName, Kind, PortChains, Socket};
+use super::shared::{COUNTER_LOCALHOST, MARK_MASQ, Shape, Shared};
+
+/// `xt_statistic` keeps a probability in units of 2^-31.
+const CERTAIN: u64 = 1 << 31;
+
+/// The rules of one Service.
+#[derive(Default)]
+pub struct Rules {
+    /// Its own chains; a chain comes before those that lead to it.
+    pub chains: Vec<Chain>,
+    /// Its rules in shared chains, without `-A` and the chain's name.
+    pub shared: Vec<(Shared, String)>,
+    /// How many different endpoints its ports have.
+    pub endpoints: usize,
+    text: String,
+}
+
+/// One of a Service's own chains.
+pub struct Chain {
+    /// Its name.
+    pub name: ChainName,
+    text: Range<usize>,
+}
+
+/// Writes the rules of one port.
+struct Port<'a> {
+    rules: &'a mut Rules,
+    shape: &'a Shape,
+    plan: &'a PortPlan,
+    chains: PortChains,
+    comments: bool,
+}
+
+/// An address as iptables prints it.
+struct Host(IpAddr);
+
+/// The share of `weight` in `total` as `xt_statistic` prints what it keeps.
+struct Probability {
+    weight: u64,
+    total: u64,
+}
+
+/// The rules of a Service. Without `comments`, those of endpoints have none: they cost memory in the kernel, and nobody
+/// reads thousands of them (contract 9.6).
+pub fn rules(shape: &Shape, service: &ServicePlan, comments: bool) -> Rules {
+    let mut rules = Rules::default();
+    for plan in &service.ports {
+        Port { rules: &mut rules, shape, plan, chains: PortChains::new(&plan.name), comments }.write();
+    }
+    if let Some(port) = service.health_check_node_port {
+        let rule = format!(
+            "-p tcp -m comment --comment \"{} health check node port\" -m tcp --dport {port} -j ACCEPT",
+            service.name
+        );
+        rules.shared.push((Shared::HealthPorts, rule));
+    }
+    rules
+}
+
+// === impl Rules ===
+
+impl Rules {
+    /// The lines of a chain, each with its newline.
+    pub fn text(&self, chain: &Chain) -> &str {
+        &self.text[chain.text.clone()]
+    }
+}
+
+// === impl Port ===
+
+impl Port<'_> {
+    fn write(mut self) {
+        let plan = self.plan;
+        let external = plan.externally_accessible();
+        if self.has_endpoints() {
+            self.endpoints();
+            let needs_cluster =
+                plan.internal == Route::Cluster || external && (plan.external == Route::Cluster || plan.external_local);
+            let needs_local = plan.internal == Route::Local || external && plan.external == Route::Local;
+            if needs_cluster && !plan.cluster.is_empty() {
+                self.balance(Kind::Cluster, &plan.cluster, plan.internal == Route::Cluster);
+            }
+            if needs_local && !plan.local.is_empty() {
+                self.balance(Kind::Local, &plan.local, plan.internal == Route::Local);
+            }
+        }
+        self.cluster_ip();
+        if external {
+            self.external();
+        }
+    }
+
+    fn has_endpoints(&self) -> bool {
+        self.plan.internal != Route::Reject || self.plan.externally_accessible() && self.plan.external != Route::Reject
+    }
+
+    fn firewalled(&self) -> bool {
+        !self.plan.source_ranges.is_empty() && !self.plan.load_balancer_ips.is_empty()
+    }
+
+    fn cluster_ip(&mut self) {
+        let plan = self.plan;
+        let target = match plan.internal {
+            Route::Cluster => self.chains.of(Kind::Cluster),
+            Route::Local => self.chains.of(Kind::Local),
+            Route::Reject | Route::Drop => {
+                return self.refuse(Shared::Refused, plan.internal, &self.to(plan.cluster_ip));
+            }
+        };
+        let rule = format!("{} -j {target}", self.matching(&self.to(plan.cluster_ip), " cluster IP", "", plan.port));
+        self.rules.shared.push((Shared::Services, rule));
+    }
+
+    fn external(&mut self) {
+        let plan = self.plan;
+        let refused = !matches!(plan.external, Route::Cluster | Route::Local);
+        if plan.external != Route::Reject {
+            self.external_chain();
+            let external = self.chains.of(Kind::External);
+            for address in &plan.external_ips {
+                let rule =
+                    format!("{} -j {external}", self.matching(&self.to(*address), " external IP", "", plan.port));
+                self.rules.shared.push((Shared::Services, rule));
+            }
+            let entrance = if self.firewalled() { self.firewall() } else { external };
+            for address in &plan.load_balancer_ips {
+                let rule =
+                    format!("{} -j {entrance}", self.matching(&self.to(*address), " loadbalancer IP", "", plan.port));
+                self.rules.shared.push((Shared::Services, rule));
+            }
+            if let Some(port) = plan.node_port {
+                if self.shape.localhost_node_ports() && self.shape.options.counters {
+                    let matching = self.matching("-d 127.0.0.0/8 ", "", "", port);
+                    let rule = format!("{matching} -m nfacct --nfacct-name {COUNTER_LOCALHOST} -j {external}");
+                    self.rules.shared.push((Shared::NodePorts, rule));
+                }
+                let rule = format!("{} -j {external}", self.matching("", "", "", port));
+                self.rules.shared.push((Shared::NodePorts, rule));
+            }
+        }
+        if refused {
+            for address in plan.external_addresses() {
+                self.refuse(Shared::RefusedExternal, plan.external, &self.to(address));
+            }
+            if let Some(port) = plan.node_port {
+                let matching = self.matching("", because(plan.external), "-m addrtype --dst-type LOCAL ", port);
+                let rule = format!("{matching} -j {}", self.verdict(plan.external));
+                self.rules.shared.push((Shared::RefusedExternal, rule));
+            }
+        }
+    }
+
+    /// Packets that are turned away in the filter table.
+    fn refuse(&mut self, chain: Shared, route: Route, destination: &str) {
+        let rule =
+            format!("{} -j {}", self.matching(destination, because(route), "", self.plan.port), self.verdict(route));
+        self.rules.shared.push((chain, rule));
+    }
+
+    /// The chain of traffic from outside: who is masqueraded, and which endpoints it may reach.
+    fn external_chain(&mut self) {
+        let plan = self.plan;
+        let name = self.chains.of(Kind::External);
+        let (cluster, only_local) = (self.chains.of(Kind::Cluster), self.chains.of(Kind::Local));
+        let subject = &plan.name;
+        let local = self.shape.local_match(true);
+        self.chain(name, |text| {
+            if !plan.external_local {
+                writeln!(text, "-A {name} -m comment --comment \"{subject} from outside\" -j {MARK_MASQ}")?;
+            } else if !plan.cluster.is_empty() {
+                if let Some((source, interface)) = local {
+                    writeln!(
+                        text,
+                        "-A {name} {source}{interface}-m comment --comment \"{subject} from pods\" -j {cluster}"
+                    )?;
+                }
+                let from_node =
+                    format!("-m comment --comment \"{subject} from this node\" -m addrtype --src-type LOCAL");
+                writeln!(text, "-A {name} {from_node} -j {MARK_MASQ}")?;
+                writeln!(text, "-A {name} {from_node} -j {cluster}")?;
+            }
+            match plan.external {
+                Route::Cluster => writeln!(text, "-A {name} -j {cluster}"),
+                Route::Local => writeln!(text, "-A {name} -j {only_local}"),
+                Route::Reject | Route::Drop => Ok(()),
+            }
+        });
+    }
+
+    /// The chain that lets allowed sources through to the load balancer IPs; the filter table drops the others.
+    fn firewall(&mut self) -> ChainName {
+        let plan = self.plan;
+        let name = self.chains.of(Kind::Firewall);
+        let external = self.chains.of(Kind::External);
+        let subject = &plan.name;
+        self.chain(name, |text| {
+            let comment = format!("-m comment --comment \"{subject} loadbalancer IP\"");
+            for range in &plan.source_ranges {
+                match range.prefix_len() {
+                    0 => writeln!(text, "-A {name} {comment} -j {external}")?,
+                    _ => writeln!(text, "-A {name} -s {range} {comment} -j {external}")?,
+                }
+            }
+            if plan.allow_vip_sources {
+                for address in &plan.load_balancer_ips {
+                    writeln!(text, "-A {name} -s {} {comment} -j {external}", Host(*address))?;
+                }
+            }
+            writeln!(
+                text,
+                "-A {name} -m comment --comment \"{subject} from elsewhere is dropped by KUBE-PROXY-FIREWALL\""
+            )
+        });
+        for address in &plan.load_balancer_ips {
+            let about = format!(" traffic not accepted by {name}");
+            let rule = format!("{} -j DROP", self.matching(&self.to(*address), &about, "", plan.port));
+            self.rules.shared.push((Shared::Firewalled, rule));
+        }
+        name
+    }
+
+    /// A chain for each endpoint that some traffic may reach.
+    fn endpoints(&mut self) {
+        let plan = self.plan;
+        let only_local = plan.local.iter().filter(|e| !plan.cluster.contains(e));
+        for endpoint in plan.cluster.iter().chain(only_local) {
+            let name = self.chains.endpoint(endpoint);
+            let comment = self.comment_of(endpoint, false);
+            let (protocol, affinity) =
+                (plan.name.protocol, plan.affinity.map(|_| Recent { name, family: self.shape.facts.family }));
+            self.rules.endpoints += 1;
+            self.chain(name, |text| {
+                writeln!(text, "-A {name} -s {} {comment}-j {MARK_MASQ}", Host(endpoint.address))?;
+                write!(text, "-A {name} -p {protocol} {comment}")?;
+                if let Some(recent) = affinity {
+                    write!(text, "-m recent --set {recent} ")?;
+                }
+                writeln!(text, "-m {protocol} -j DNAT --to-destination {}", Socket(endpoint))
+            });
+        }
+    }
+
+    /// The chain that chooses one of the endpoints. `internal`: ClusterIP traffic comes here too.
+    fn balance(&mut self, kind: Kind, endpoints: &[Endpoint], internal: bool) {
+        let plan = self.plan;
+        let name = self.chains.of(kind);
+        let chains = self.chains.clone();
+        let family = self.shape.facts.family;
+        let masquerade =
+            if self.shape.facts.masquerade_all { Some(Default::default()) } else { self.shape.local_match(false) };
+        let masquerade = masquerade.filter(|_| internal).map(|(source, interface)| {
+            let destination = format!("{source}-d {} {interface}", Host(plan.cluster_ip));
+            format!("{} -j {MARK_MASQ}", self.matching(&destination, " cluster IP", "", plan.port))
+        });
+        let comments: Vec<_> = endpoints.iter().map(|endpoint| self.comment_of(endpoint, true)).collect();
+        self.chain(name, |text| {
+            if let Some(rule) = masquerade {
+                writeln!(text, "-A {name} {rule}")?;
+            }
+            if let Some(seconds) = plan.affinity {
+                for (endpoint, comment) in endpoints.iter().zip(&comments) {
+                    let target = chains.endpoint(endpoint);
+                    let recent = Recent { name: target, family };
+                    writeln!(
+                        text,
+                        "-A {name} {comment}-m recent --rcheck --seconds {seconds} --reap {recent} -j {target}"
+                    )?;
+                }
+            }
+            let even = endpoints.iter().all(|e| e.weight == 0);
+            let weight = |endpoint: &Endpoint| if even { 1 } else { u64::from(endpoint.weight) };
+            let mut total: u64 = endpoints.iter().map(weight).sum();
+            for (endpoint, comment) in endpoints.iter().zip(&comments) {
+                let (weight, target) = (weight(endpoint), chains.endpoint(endpoint));
+                if weight == total {
+                    writeln!(text, "-A {name} {comment}-j {target}")?;
+                    break;
+                } else if weight > 0 {
+                    let probability = Probability { weight, total };
+                    writeln!(
+                        text,
+                        "-A {name} {comment}-m statistic --mode random --probability {probability} -j {target}"
+                    )?;
+                    total -= weight;
+                }
+            }
+            Ok(())
+        });
+    }
+
+    fn comment_of(&self, endpoint: &Endpoint, arrow: bool) -> String {
+        match (self.comments, arrow) {
+            (false, _) => String::new(),
+            (true, false) => format!("-m comment --comment \"{}\" ", self.plan.name),
+            (true, true) => format!("-m comment --comment \"{} -> {}\" ", self.plan.name, Socket(endpoint)),
+        }
+    }
+
+    fn to(&self, address: IpAddr) -> String {
+        format!("-d {} ", Host(address))
+    }
+
+    fn matching(&self, addresses: &str, about: &str, more: &str, port: u16) -> String {
+        let (name, protocol) = (&self.plan.name, self.plan.name.protocol);
+        format!("{addresses}-p {protocol} -m comment --comment \"{name}{about}\" {more}-m {protocol} --dport {port}")
+    }
+
+    fn verdict(&self, route: Route) -> &'static str {
+        match (route, self.shape.facts.family) {
+            (Route::Reject, Family::V4) => "REJECT --reject-with icmp-port-unreachable",
+            (Route::Reject, Family::V6) => "REJECT --reject-with icmp6-port-unreachable",
+            _ => "DROP",
+        }
+    }
+
+    fn chain(&mut self, name: ChainName, write: impl FnOnce(&mut String) -> fmt::Result) {
+        let start = self.rules.text.len();
+        write(&mut self.rules.text).expect("writing to a String does not fail");
+        self.rules.chains.push(Chain { name, text: start..self.rules.text.len() });
+    }
+}
+
+fn because(route: Route) -> &'static str {
+    if route == Route::Reject { " has no endpoints" } else { " has no local endpoints" }
+}
+
+/// The list in which `xt_recent` remembers the clients of an endpoint.
+struct Recent {
+    name: ChainName,
+    family: Family,
+}
+
+impl fmt::Display for Recent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mask = match self.family {
+            Family::V4 => "255.255.255.255",
+            Family::V6 => "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+        };
+        write!(f, "--name {} --mask {mask} --rsource", self.name)
+    }
+}
+
+// === impl Host ===
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.0, Family::of(&self.0).host_bits())
+    }
+}
+
+// === impl Probability ===
+
+impl fmt::Display for Probability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kept = (CERTAIN * self.weight + self.total / 2) / self.total;
+        write!(f, "{:.11}", kept as f64 / CERTAIN as f64)
+    }
+}

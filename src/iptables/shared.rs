@@ -1,0 +1,288 @@
+//! The chains that all Services share, and how packets get into them (contract 9.1, 9.3, 9.4).
+//!
+//! Pure text, written as `iptables-save` prints it, so that what is in the kernel can be compared with what is wanted.
+//! Must not know a Service: the rules that Services put into these chains come from `rules`.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use crate::model::Family;
+use crate::plan::{LocalTraffic, NodeFacts, NodePortAddresses};
+
+use super::Options;
+
+/// The chain that marks what is to be masqueraded.
+pub const MARK_MASQ: &str = "KUBE-MARK-MASQ";
+/// Shared with kubelet, so it stays when everything else is cleaned up.
+pub const FIREWALL: &str = "KUBE-FIREWALL";
+/// Exists for nothing but to be missed.
+pub const CANARY: &str = "KUBE-PROXY-CANARY";
+/// What the kernel calls the counter of packets dropped as INVALID.
+pub const COUNTER_INVALID: &str = "ct_state_invalid_dropped_pkts";
+/// What the kernel calls the counter of packets that used a NodePort on loopback.
+pub const COUNTER_LOCALHOST: &str = "localhost_nps_accepted_pkts";
+
+/// A table of iptables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Table {
+    /// Verdicts.
+    Filter,
+    /// Address translation.
+    Nat,
+    /// Only home to a canary.
+    Mangle,
+}
+
+/// A shared chain that Services put rules into. Their order has no meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Shared {
+    /// ClusterIPs, external IPs and load balancer IPs with endpoints.
+    Services,
+    /// NodePorts with endpoints.
+    NodePorts,
+    /// ClusterIPs that are refused or dropped.
+    Refused,
+    /// The same for NodePorts, external IPs and load balancer IPs.
+    RefusedExternal,
+    /// Load balancer traffic that no source range let through.
+    Firewalled,
+    /// Health check ports that are let in.
+    HealthPorts,
+}
+
+/// A chain that is the same whatever the Services are.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Fixed {
+    /// Where it is.
+    pub table: Table,
+    /// Its name.
+    pub name: &'static str,
+    /// Its rules, without `-A` and the name.
+    pub rules: Vec<String>,
+}
+
+/// A rule in a chain of the kernel that leads to one of ours.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Jump {
+    /// Where it is.
+    pub table: Table,
+    /// The kernel's chain.
+    pub from: &'static str,
+    /// The chain it leads to.
+    pub to: &'static str,
+    matches: &'static str,
+}
+
+/// What all rules of one family have in common.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shape {
+    pub(super) facts: NodeFacts,
+    pub(super) options: Options,
+}
+
+const NEW_EXTERNAL: &str =
+    "-m conntrack --ctstate NEW -m comment --comment \"kubernetes externally-visible service portals\" ";
+const NEW_SERVICE: &str = "-m conntrack --ctstate NEW -m comment --comment \"kubernetes service portals\" ";
+const NEW_FIREWALL: &str = "-m conntrack --ctstate NEW -m comment --comment \"kubernetes load balancer firewall\" ";
+const SERVICE: &str = "-m comment --comment \"kubernetes service portals\" ";
+
+/// The jumps in the order in which missing ones are put on top, so that the last one comes first.
+pub const JUMPS: [Jump; 14] = [
+    jump(Table::Filter, "INPUT", "KUBE-EXTERNAL-SERVICES", NEW_EXTERNAL),
+    jump(Table::Filter, "FORWARD", "KUBE-EXTERNAL-SERVICES", NEW_EXTERNAL),
+    jump(Table::Filter, "INPUT", "KUBE-NODEPORTS", "-m comment --comment \"kubernetes health check service ports\" "),
+    jump(Table::Filter, "FORWARD", "KUBE-SERVICES", NEW_SERVICE),
+    jump(Table::Filter, "OUTPUT", "KUBE-SERVICES", NEW_SERVICE),
+    jump(Table::Filter, "FORWARD", "KUBE-FORWARD", "-m comment --comment \"kubernetes forwarding rules\" "),
+    jump(Table::Filter, "INPUT", "KUBE-PROXY-FIREWALL", NEW_FIREWALL),
+    jump(Table::Filter, "OUTPUT", "KUBE-PROXY-FIREWALL", NEW_FIREWALL),
+    jump(Table::Filter, "FORWARD", "KUBE-PROXY-FIREWALL", NEW_FIREWALL),
+    jump(Table::Nat, "OUTPUT", "KUBE-SERVICES", SERVICE),
+    jump(Table::Nat, "PREROUTING", "KUBE-SERVICES", SERVICE),
+    jump(Table::Nat, "POSTROUTING", "KUBE-POSTROUTING", "-m comment --comment \"kubernetes postrouting rules\" "),
+    jump(Table::Filter, "INPUT", FIREWALL, ""),
+    jump(Table::Filter, "OUTPUT", FIREWALL, ""),
+];
+
+const fn jump(table: Table, from: &'static str, to: &'static str, matches: &'static str) -> Jump {
+    Jump { table, from, to, matches }
+}
+
+/// Whether a chain of this name is ours to make and to remove, apart from those of single Services.
+pub fn is_ours(table: Table, name: &str) -> bool {
+    name == CANARY
+        || match table {
+            Table::Nat => matches!(name, "KUBE-SERVICES" | "KUBE-NODEPORTS" | "KUBE-POSTROUTING" | MARK_MASQ),
+            Table::Filter => {
+                name == "KUBE-FORWARD" || Shared::ALL.iter().any(|s| s.table() == table && s.name() == name)
+            }
+            Table::Mangle => false,
+        }
+}
+
+// === impl Table ===
+
+impl Table {
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Filter => "filter",
+            Self::Nat => "nat",
+            Self::Mangle => "mangle",
+        }
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Services, Self::NodePorts, Self::Refused, Self::RefusedExternal, Self::Firewalled, Self::HealthPorts];
+
+    /// The table it is in.
+    pub fn table(self) -> Table {
+        match self {
+            Self::Services | Self::NodePorts => Table::Nat,
+            _ => Table::Filter,
+        }
+    }
+
+    /// Its name, unique within the table.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Services | Self::Refused => "KUBE-SERVICES",
+            Self::NodePorts | Self::HealthPorts => "KUBE-NODEPORTS",
+            Self::RefusedExternal => "KUBE-EXTERNAL-SERVICES",
+            Self::Firewalled => "KUBE-PROXY-FIREWALL",
+        }
+    }
+}
+
+// === impl Jump ===
+
+impl fmt::Display for Jump {
+    /// The rule, without `-A` but with the name of the chain that it is in.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}-j {}", self.from, self.matches, self.to)
+    }
+}
+
+// === impl Shape ===
+
+impl Shape {
+    /// Rules for a node.
+    pub fn new(facts: &NodeFacts, options: Options) -> Self {
+        Self { facts: facts.clone(), options }
+    }
+
+    /// Whether NodePorts are served on 127.0.0.0/8. Never on `::1`: the kernel has no way to (contract 6.3).
+    pub fn localhost_node_ports(&self) -> bool {
+        self.options.localhost_node_ports
+            && self.facts.family == Family::V4
+            && match &self.facts.node_port_addresses {
+                NodePortAddresses::All => true,
+                NodePortAddresses::Only(addresses) => addresses.iter().any(IpAddr::is_loopback),
+            }
+    }
+
+    /// The jumps that this node needs.
+    pub fn jumps(&self, table: Table) -> impl Iterator<Item = &'static Jump> {
+        JUMPS.iter().filter(move |jump| jump.table == table)
+    }
+
+    /// The chains of a table that do not depend on Services.
+    pub fn fixed(&self, table: Table) -> Vec<Fixed> {
+        let mark = self.facts.masquerade_mark;
+        let fixed = |name, rules| Fixed { table, name, rules };
+        let canary = fixed(CANARY, Vec::new());
+        match table {
+            Table::Mangle => vec![canary],
+            Table::Nat => vec![
+                canary,
+                fixed(MARK_MASQ, vec![format!("-j MARK --set-xmark {mark:#x}/{mark:#x}")]),
+                fixed(
+                    "KUBE-POSTROUTING",
+                    vec![
+                        format!("-m mark ! --mark {mark:#x}/{mark:#x} -j RETURN"),
+                        format!("-j MARK --set-xmark {mark:#x}/0x0"),
+                        "-m comment --comment \"kubernetes service traffic requiring SNAT\" -j MASQUERADE --random-fully"
+                            .to_owned(),
+                    ],
+                ),
+            ],
+            Table::Filter => {
+                let mut chains = vec![canary, fixed("KUBE-FORWARD", self.forward())];
+                if self.localhost_node_ports() {
+                    // Without this, route_localnet would let neighbours reach what listens on loopback.
+                    chains.push(fixed(
+                        FIREWALL,
+                        vec![
+                            "! -s 127.0.0.0/8 -d 127.0.0.0/8 -m comment --comment \"block incoming localnet connections\" \
+                             -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP"
+                                .to_owned(),
+                        ],
+                    ));
+                }
+                chains
+            }
+        }
+    }
+
+    fn forward(&self) -> Vec<String> {
+        let mark = self.facts.masquerade_mark;
+        let mut rules = Vec::with_capacity(3);
+        if !self.options.tcp_be_liberal {
+            let counter = if self.options.counters {
+                format!("-m nfacct --nfacct-name {COUNTER_INVALID} ")
+            } else {
+                String::new()
+            };
+            rules.push(format!("-m conntrack --ctstate INVALID {counter}-j DROP"));
+        }
+        rules.push(format!(
+            "-m comment --comment \"kubernetes forwarding rules\" -m mark --mark {mark:#x}/{mark:#x} -j ACCEPT"
+        ));
+        rules.push(
+            "-m comment --comment \"kubernetes forwarding conntrack rule\" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
+                .to_owned(),
+        );
+        rules
+    }
+
+    /// The rules that come after those of the Services in a shared chain: node addresses lead to the NodePorts.
+    pub fn tail(&self, chain: Shared) -> Vec<String> {
+        if chain != Shared::Services {
+            return Vec::new();
+        }
+        let comment =
+            "-m comment --comment \"kubernetes service nodeports; NOTE: this must be the last rule in this chain\"";
+        match &self.facts.node_port_addresses {
+            NodePortAddresses::All => {
+                let except = match self.facts.family {
+                    Family::V6 => "! -d ::1/128 ",
+                    Family::V4 if !self.localhost_node_ports() => "! -d 127.0.0.0/8 ",
+                    Family::V4 => "",
+                };
+                vec![format!("{except}{comment} -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS")]
+            }
+            NodePortAddresses::Only(addresses) => addresses
+                .iter()
+                .filter(|address| !address.is_loopback() || self.localhost_node_ports())
+                .map(|address| format!("-d {address}/{} {comment} -j KUBE-NODEPORTS", self.facts.family.host_bits()))
+                .collect(),
+        }
+    }
+
+    /// The match for traffic of this node's pods, or for all other: what stands before the destination address, and
+    /// what stands after it. `None` when there is no way to tell.
+    pub(super) fn local_match(&self, local: bool) -> Option<(String, String)> {
+        let not = if local { "" } else { "! " };
+        match &self.facts.local_traffic {
+            LocalTraffic::Unknown => None,
+            LocalTraffic::Cidr(range) => Some((format!("{not}-s {range} "), String::new())),
+            LocalTraffic::Interface(name) => Some((String::new(), format!("{not}-i {name} "))),
+            LocalTraffic::InterfacePrefix(prefix) => Some((String::new(), format!("{not}-i {prefix}+ "))),
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! What is programmed of each Service, so that a change touches only what differs: names and fingerprints of its chains,
+//! and its rules in shared chains, which must be quoted to be taken out.
+//!
+//! Turns differences into lines for `restore`; must not run them.
+
+use crate::backend::Error;
+
+use super::held::Ordered;
+use super::names::ChainName;
+use super::restore::Section;
+use super::rules::Rules;
+use super::shared::{Shared, Table};
+
+/// What is programmed of one Service.
+#[derive(Default)]
+pub struct Programmed {
+    /// Its chains.
+    pub chains: Box<[(ChainName, Ordered)]>,
+    /// Its rules in shared chains, without `-A` and the chain's name.
+    pub shared: Box<[(Shared, Box<str>)]>,
+    /// How many endpoints its ports have.
+    pub endpoints: usize,
+}
+
+/// The transactions of a change, in an order that leaves no moment without a rule: what is to be refused is refused
+/// before its translation goes, and is refused until its translation is there.
+pub struct Script {
+    /// Refusals that appear, translations, refusals that disappear.
+    pub sections: [Section; 3],
+    /// Rules added and removed.
+    pub changes: usize,
+}
+
+const APPEARING: usize = 0;
+const TRANSLATION: usize = 1;
+const DISAPPEARING: usize = 2;
+
+// === impl Programmed ===
+
+impl Programmed {
+    /// What these rules are once they are programmed.
+    pub fn of(rules: &Rules) -> Self {
+        Self {
+            chains: rules.chains.iter().map(|chain| (chain.name, Ordered::of(rules.text(chain)))).collect(),
+            shared: rules.shared.iter().map(|(chain, rule)| (*chain, rule.as_str().into())).collect(),
+            endpoints: rules.endpoints,
+        }
+    }
+}
+
+// === impl Script ===
+
+impl Script {
+    /// Nothing to do yet.
+    pub fn new() -> Result<Self, Error> {
+        let sections = [Section::new(Table::Filter)?, Section::new(Table::Nat)?, Section::new(Table::Filter)?];
+        Ok(Self { sections, changes: 0 })
+    }
+
+    /// How many lines it has.
+    pub fn lines(&self) -> usize {
+        self.sections.iter().map(Section::lines).sum()
+    }
+
+    /// Adds what leads from one state of a Service to another.
+    pub fn change(&mut self, owner: u32, old: &Programmed, new: &Programmed, rules: &Rules) -> Result<(), Error> {
+        self.sections.iter_mut().for_each(|section| section.own(Some(owner)));
+        let nat = &mut self.sections[TRANSLATION];
+        for ((name, print), chain) in new.chains.iter().zip(&rules.chains) {
+            if !old.chains.contains(&(*name, *print)) {
+                self.changes += write_chain(nat, rules, chain)?;
+            }
+        }
+        // Reversed, because each goes on top: rules for the same address keep their order.
+        for (shared, rule) in new.shared.iter().rev().filter(|added| !old.shared.contains(added)) {
+            let section = if shared.table() == Table::Nat { TRANSLATION } else { APPEARING };
+            self.sections[section].add(format_args!("-I {} {rule}\n", shared.name()))?;
+            self.changes += 1;
+        }
+        for (shared, rule) in old.shared.iter().filter(|removed| !new.shared.contains(removed)) {
+            let section = if shared.table() == Table::Nat { TRANSLATION } else { DISAPPEARING };
+            self.sections[section].add(format_args!("-D {} {rule}\n", shared.name()))?;
+            self.changes += 1;
+        }
+        let stays = |name: &ChainName| new.chains.iter().any(|(other, _)| other == name);
+        self.changes += remove_chains(
+            &mut self.sections[TRANSLATION],
+            old.chains.iter().map(|(name, _)| *name).filter(|n| !stays(n)),
+        )?;
+        Ok(())
+    }
+}
+
+/// Writes a chain, whatever it held before. Returns the number of rules.
+pub fn write_chain(section: &mut Section, rules: &Rules, chain: &super::rules::Chain) -> Result<usize, Error> {
+    let before = section.lines();
+    section.add(format_args!(":{} - [0:0]\n{}", chain.name, rules.text(chain)))?;
+    Ok(section.lines() - before - 1)
+}
+
+/// Removes chains, which may refer to each other but to which nothing else does. Returns their number.
+pub fn remove_chains(section: &mut Section, names: impl Iterator<Item = ChainName> + Clone) -> Result<usize, Error> {
+    for name in names.clone() {
+        section.add(format_args!(":{name} - [0:0]\n"))?;
+    }
+    let mut removed = 0;
+    for name in names {
+        section.add(format_args!("-X {name}\n"))?;
+        removed += 1;
+    }
+    Ok(removed)
+}

@@ -1,0 +1,375 @@
+//! The iptables backend against the real tools, in both variants: what it programs is read back with `iptables-save` and
+//! tried with packets, in private namespaces.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod network;
+mod plans;
+
+use std::collections::BTreeMap;
+use std::net::UdpSocket;
+
+use kube_proxy::backend::Backend;
+use kube_proxy::iptables::{self, Iptables, Options};
+use kube_proxy::model::Family;
+use kube_proxy::plan::{NodeFacts, NodePortAddresses, Route, ServicePlan};
+
+use network::Answer;
+use plans::{Plan, facts};
+use support::netns::{isolated, run, succeeds};
+
+const OPTIONS: Options = Options { localhost_node_ports: true, tcp_be_liberal: false, counters: false };
+
+/// One test for each variant of the tools.
+macro_rules! in_both_variants {
+    ($($(#[$doc:meta])* fn $name:ident() $body:block)*) => {$(
+        mod $name {
+            use super::*;
+
+            $(#[$doc])*
+            fn body() $body
+
+            #[test]
+            fn nft() {
+                isolated(concat!(stringify!($name), "::nft"), || { use_variant("nft"); body() });
+            }
+
+            #[test]
+            fn legacy() {
+                isolated(concat!(stringify!($name), "::legacy"), || { use_variant("legacy"); body() });
+            }
+        }
+    )*};
+}
+
+/// Puts a variant first on the PATH of these namespaces, by covering the first directory that is there.
+fn use_variant(variant: &str) {
+    let path = std::env::var("PATH").expect("there is a PATH");
+    let first = path.split(':').find(|dir| std::path::Path::new(dir).is_dir()).expect("a directory in the PATH exists");
+    let tools = "for t in iptables ip6tables; do for s in '' -save -restore; do ln -s $(command -v $t-VARIANT$s) /run/$t$s; done; done";
+    run(&tools.replace("VARIANT", variant));
+    run(&format!(
+        "mkdir /run/first && cp -a {first}/. /run/first/ && mv -f /run/iptables* /run/ip6tables* /run/first/"
+    ));
+    run(&format!("mount --bind /run/first {first}"));
+    let word = if variant == "nft" { "nf_tables" } else { variant };
+    assert!(run("iptables --version").contains(word), "the {variant} variant is first on the PATH");
+}
+
+fn backend(family: Family) -> Iptables {
+    Iptables::new(family, OPTIONS).expect("iptables is there")
+}
+
+fn programmed(facts: &NodeFacts, plans: &[ServicePlan]) -> Iptables {
+    let mut backend = backend(facts.family);
+    let report = backend.replace(facts, &mut plans.iter().cloned()).expect("rules are programmed");
+    assert!(report.set_aside.is_empty(), "{:?}", report.set_aside);
+    backend
+}
+
+type Saved = BTreeMap<(String, String), Vec<String>>;
+
+/// All rules by table and chain. Rules of chains whose order has no meaning are sorted.
+fn saved(family: Family) -> Saved {
+    let tool = if family == Family::V4 { "iptables" } else { "ip6tables" };
+    let mut chains = BTreeMap::new();
+    for table in ["nat", "filter", "mangle"] {
+        for line in run(&format!("{tool}-save -t {table}")).lines() {
+            let name = |line: &str| line.split(' ').next().unwrap_or_default().to_owned();
+            if let Some(declared) = line.strip_prefix(':') {
+                chains.insert((table.to_owned(), name(declared)), Vec::new());
+            } else if let Some(rule) = line.strip_prefix("-A ") {
+                chains
+                    .get_mut(&(table.to_owned(), name(rule)))
+                    .expect("chains are declared first")
+                    .push(rule.to_owned());
+            }
+        }
+    }
+    for ((_, name), rules) in &mut chains {
+        if ["KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-EXTERNAL-SERVICES", "KUBE-PROXY-FIREWALL"].contains(&name.as_str())
+        {
+            let last = rules.pop_if(|rule| rule.ends_with("-j KUBE-NODEPORTS"));
+            rules.sort();
+            rules.extend(last);
+        }
+    }
+    chains
+}
+
+/// Compares what is saved, and says only what differs.
+fn assert_same(left: &Saved, right: &Saved) {
+    let differing = |a: &Saved, b: &Saved| {
+        a.iter().filter(|(name, rules)| b.get(*name) != Some(*rules)).map(|c| format!("{c:#?}")).collect::<String>()
+    };
+    assert!(
+        left == right,
+        "only on the left:\n{}only on the right:\n{}",
+        differing(left, right),
+        differing(right, left)
+    );
+}
+
+/// As if nothing had ever been there.
+fn wipe(family: Family) {
+    let tool = if family == Family::V4 { "iptables" } else { "ip6tables" };
+    run(&format!("for t in nat filter mangle; do {tool} -t $t -F; {tool} -t $t -X; done"));
+}
+
+/// One Service of every kind.
+fn every_kind(family: Family) -> Vec<ServicePlan> {
+    let plan = |n| Plan::new(family, n);
+    vec![
+        plan(1).build(),
+        plan(2).endpoints(&[2, 3]).build(),
+        plan(3).endpoints(&[2, 3]).node_port(30003).external_ip().build(),
+        plan(4).endpoints(&[2, 3]).node_port(30004).load_balancer(&["from"]).build(),
+        plan(5).endpoints(&[2, 3]).local(&[2]).node_port(30005).load_balancer(&[]).health_check(32005).build(),
+        plan(6).endpoints(&[3]).local(&[]).node_port(30006).external_ip().build(),
+        plan(7).endpoints(&[2, 3]).affinity(10800).build(),
+        plan(8).endpoints(&[2, 3]).internal_local(&[2]).build(),
+        plan(9).node_port(30009).external_ip().load_balancer(&[]).build(),
+        plan(10).endpoints(&[2, 3]).udp().node_port(30010).build(),
+    ]
+}
+
+in_both_variants! {
+    /// What was programmed once is recognised, whoever looks: nothing is written, so counters stay.
+    fn a_restart_changes_nothing() {
+        for family in Family::ALL {
+            programmed(&facts(family), &every_kind(family));
+            let tool = if family == Family::V4 { "iptables" } else { "ip6tables" };
+            let stand = || run(&format!("{tool}-save -c -t nat; {tool}-save -c -t filter; nft -a list ruleset")).lines()
+                .filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n");
+            let home = if family == Family::V4 { "127.0.0.1:9" } else { "[::1]:9" };
+            UdpSocket::bind(home).unwrap().send_to(b"counted", home).expect("loopback is up");
+            let before = stand();
+            assert!(before.contains("[1:35] -A OUTPUT") || before.contains("[1:55] -A OUTPUT"), "a packet was counted: {before}");
+
+            let mut again = backend(family);
+            let report = again.replace(&facts(family), &mut every_kind(family).into_iter()).unwrap();
+            assert_eq!((report.changes, stand()), (0, before));
+        }
+    }
+
+    /// Chains that no Service needs any more go, once the others are in.
+    fn a_restart_removes_what_is_stale() {
+        let facts = facts(Family::V4);
+        programmed(&facts, &every_kind(Family::V4)[3..]);
+        let fresh = saved(Family::V4);
+        wipe(Family::V4);
+        run("iptables -t nat -N MINE; iptables -t nat -A PREROUTING -j MINE");
+        programmed(&facts, &every_kind(Family::V4));
+        programmed(&facts, &every_kind(Family::V4)[3..]);
+        let mut now = saved(Family::V4);
+        assert!(now.remove(&("nat".into(), "MINE".into())).is_some());
+        now.get_mut(&("nat".into(), "PREROUTING".into())).unwrap().retain(|rule| !rule.ends_with("MINE"));
+        assert_same(&now, &fresh);
+    }
+
+    /// After any changes the kernel holds what a fresh start would have programmed.
+    fn changes_lead_where_a_fresh_start_leads() {
+        for family in Family::ALL {
+            let facts = facts(family);
+            let mut random = plans::Random(if family == Family::V4 { 4 } else { 6 });
+            let mut services = BTreeMap::new();
+            let mut live = programmed(&facts, &[]);
+            for _ in 0..6 {
+                let changed: Vec<_> = (0..1 + random.below(8)).map(|_| plans::random(&mut random, family)).collect();
+                for plan in &changed {
+                    services.insert(plan.name.clone(), plan.clone());
+                }
+                let mut unique: Vec<_> = changed.iter().map(|plan| services[&plan.name].clone()).collect();
+                unique.sort_by(|a, b| a.name.cmp(&b.name));
+                unique.dedup_by(|a, b| a.name == b.name);
+                let report = live.update(&unique).expect("a change is programmed");
+                assert!(report.set_aside.is_empty(), "{:?}", report.set_aside);
+                let after_changes = saved(family);
+
+                wipe(family);
+                live = programmed(&facts, &services.values().cloned().collect::<Vec<_>>());
+                assert_same(&after_changes, &saved(family));
+            }
+        }
+    }
+
+    /// A Service that iptables refuses is named and left out; the others are programmed.
+    fn a_refused_service_is_set_aside_and_the_rest_programmed() {
+        let facts = facts(Family::V4);
+        let mut broken = Plan::new(Family::V4, 20).endpoints(&[2]).build();
+        broken.ports[0].cluster[0].address = "fd00::1".parse().unwrap();
+        let mut plans = every_kind(Family::V4);
+        programmed(&facts, &plans);
+        let without = saved(Family::V4);
+
+        plans.insert(4, broken.clone());
+        let mut live = backend(Family::V4);
+        let report = live.replace(&facts, &mut plans.iter().cloned()).unwrap();
+        let [(name, reason)] = &report.set_aside[..] else { panic!("one is set aside: {:?}", report.set_aside) };
+        assert_eq!(name, &broken.ports[0].name);
+        assert!(reason.contains("fd00::1"), "the reason quotes the line: {reason}");
+        assert_same(&saved(Family::V4), &without);
+
+        let good = Plan::new(Family::V4, 21).endpoints(&[3]).build();
+        let report = live.update(&[broken.clone(), good.clone()]).unwrap();
+        assert_eq!(report.set_aside.len(), 1);
+        plans.push(good);
+        plans.retain(|plan| plan.name != broken.name);
+        wipe(Family::V4);
+        let after_update = { programmed(&facts, &plans); saved(Family::V4) };
+        wipe(Family::V4);
+        let mut live = programmed(&facts, &every_kind(Family::V4));
+        live.update(&[broken, plans.last().unwrap().clone()]).unwrap();
+        assert_same(&saved(Family::V4), &after_update);
+    }
+
+    /// Somebody else's flush is noticed, and what is missing comes back.
+    fn a_flush_is_noticed_and_repaired() {
+        let facts = facts(Family::V4);
+        let mut live = programmed(&facts, &every_kind(Family::V4));
+        assert!(live.intact());
+        let before = saved(Family::V4);
+        wipe(Family::V4);
+        assert!(!live.intact());
+        live.replace(&facts, &mut every_kind(Family::V4).into_iter()).unwrap();
+        assert_same(&saved(Family::V4), &before);
+        assert!(live.intact());
+    }
+
+    /// A rule that somebody took out makes a change fail; programming everything anew mends it.
+    fn a_change_that_finds_its_rule_gone_asks_for_everything_anew() {
+        let facts = facts(Family::V4);
+        let mut live = programmed(&facts, &every_kind(Family::V4));
+        run("iptables -t nat -D KUBE-SERVICES 1");
+        let gone = |n| ServicePlan::none(&Plan::new(Family::V4, n).build().name);
+        let error = live.update(&(1..=10).map(gone).collect::<Vec<_>>()).unwrap_err();
+        assert!(error.to_string().contains("-D KUBE-SERVICES"), "{error}");
+        assert!(live.update(&[]).is_err(), "a half known state is not built upon");
+        live.replace(&facts, &mut every_kind(Family::V4).into_iter()).unwrap();
+        let mended = saved(Family::V4);
+        wipe(Family::V4);
+        programmed(&facts, &every_kind(Family::V4));
+        assert_same(&saved(Family::V4), &mended);
+    }
+
+    /// Nothing of ours stays but the chain that kubelet shares, and nothing of others goes.
+    fn cleanup_removes_ours_and_only_ours() {
+        run("iptables -t nat -N MINE; iptables -t nat -A PREROUTING -j MINE; iptables -A FORWARD -s 192.0.2.9 -j DROP");
+        run("iptables -N KUBE-FIREWALL; iptables -I INPUT -j KUBE-FIREWALL; iptables -I OUTPUT -j KUBE-FIREWALL; iptables -t mangle -S");
+        let before = saved(Family::V4);
+        let options = Options { localhost_node_ports: false, ..OPTIONS };
+        let mut live = Iptables::new(Family::V4, options).unwrap();
+        live.replace(&facts(Family::V4), &mut every_kind(Family::V4).into_iter()).unwrap();
+        assert_ne!(saved(Family::V4), before);
+        live.cleanup().unwrap();
+        assert_same(&saved(Family::V4), &before);
+        live.cleanup().expect("a second time finds nothing to do");
+    }
+
+    /// NodePorts on chosen addresses only, and another facts value is taken over by the next full programming.
+    fn changed_facts_are_taken_over() {
+        let mut facts = facts(Family::V4);
+        let plans = every_kind(Family::V4);
+        let mut live = programmed(&facts, &plans);
+        facts.node_port_addresses = NodePortAddresses::Only(vec!["192.0.2.1".parse().unwrap()]);
+        facts.masquerade_mark = 0x8000;
+        live.replace(&facts, &mut plans.iter().cloned()).unwrap();
+        let now = saved(Family::V4);
+        wipe(Family::V4);
+        programmed(&facts, &plans);
+        let mut fresh = saved(Family::V4);
+        let nodeports = &now[&("nat".to_owned(), "KUBE-SERVICES".to_owned())];
+        assert!(nodeports.last().unwrap().starts_with("KUBE-SERVICES -d 192.0.2.1/32 "), "{nodeports:?}");
+        // Shared with kubelet, so not ours to empty.
+        let shared = ("filter".to_owned(), "KUBE-FIREWALL".to_owned());
+        fresh.insert(shared.clone(), now[&shared].clone());
+        assert_same(&now, &fresh);
+    }
+
+    /// Real connections through every kind of address.
+    fn packets_reach_who_they_should() {
+        let net = network::Network::new();
+        let facts = facts(Family::V4);
+        let mut live = programmed(&facts, &every_kind(Family::V4));
+        let from = |who: &str, to: &str| net.ask(who, to);
+
+        assert_eq!(from("client", "10.96.0.1:80"), Answer::Refused, "no endpoints");
+        assert!(matches!(from("pod2", "10.96.0.2:80"), Answer::From { .. }));
+        assert_eq!(from("client", "10.96.0.8:80"), Answer::from("pod2", "10.244.1.1"), "policy Local, source masqueraded");
+        assert_eq!(from("pod2", "10.96.0.8:80"), Answer::from("pod2", "10.244.1.1"), "hairpin is masqueraded");
+        assert_eq!(from("pod3", "10.96.0.8:80"), Answer::from("pod2", "10.244.1.3"), "pods keep their address");
+        assert!(matches!(from("client", "192.0.2.1:30003"), Answer::From { source, .. } if source.ends_with(".1")), "masqueraded");
+        assert!(matches!(from("node", "127.0.0.1:30003"), Answer::From { .. }), "NodePorts on loopback");
+        assert_eq!(from("client", "192.0.2.1:30005"), Answer::from("pod2", "192.0.2.2"), "policy Local keeps the source");
+        assert_eq!(from("client", "192.0.2.1:30006"), Answer::Silence, "no local endpoint");
+        assert_eq!(from("node", "192.0.2.1:30006"), Answer::from("pod3", "10.244.1.1"), "the node itself reaches all");
+        assert_eq!(from("client", "192.0.2.1:30009"), Answer::Refused);
+        assert!(matches!(from("client", "203.0.113.4:80"), Answer::From { .. }), "an allowed source");
+        assert_eq!(from("pod2", "203.0.113.4:80"), Answer::Silence, "another source");
+
+        let first = from("pod2", "10.96.0.7:80");
+        for _ in 0..12 {
+            assert_eq!(from("pod2", "10.96.0.7:80"), first, "affinity");
+        }
+
+        live.update(&[Plan::new(Family::V4, 1).endpoints(&[3]).build()]).unwrap();
+        assert_eq!(from("pod2", "10.96.0.1:80"), Answer::from("pod3", "10.244.1.2"), "an endpoint appeared");
+        live.update(&[Plan::new(Family::V4, 1).build()]).unwrap();
+        assert_eq!(from("pod2", "10.96.0.1:80"), Answer::Refused, "and disappeared");
+    }
+}
+
+/// Endpoints get their shares exactly, to the kernel's last bit.
+#[test]
+fn shares_are_exact() {
+    isolated("shares_are_exact", || {
+        use_variant("nft");
+        programmed(&facts(Family::V4), &[Plan::new(Family::V4, 1).endpoints(&[2, 3, 4, 5]).build()]);
+        let chains = saved(Family::V4);
+        let (_, rules) = chains.iter().find(|((_, name), _)| name.starts_with("KUBE-SVC-")).unwrap();
+        let shares: Vec<_> =
+            rules.iter().filter_map(|rule| rule.split("--probability ").nth(1)?.split(' ').next()).collect();
+        assert_eq!(shares, ["0.25000000000", "0.33333333349", "0.50000000000"]);
+    });
+}
+
+/// Without iptables there is nothing to clean up, and a backend says what is missing.
+#[test]
+fn a_node_without_iptables_is_told_so() {
+    isolated("a_node_without_iptables_is_told_so", || {
+        for dir in
+            std::env::var("PATH").unwrap().split(':').filter(|dir| std::path::Path::new(dir).join("iptables").exists())
+        {
+            run(&format!("mkdir -p /run/empty && mount --bind /run/empty {dir}"));
+        }
+        assert!(!succeeds("command -v iptables"));
+        iptables::cleanup(Family::V4).expect("nothing to do");
+        assert!(!iptables::supported(Family::V4));
+        let Err(error) = Iptables::new(Family::V4, OPTIONS) else { panic!("there is no iptables") };
+        assert_eq!(error.to_string(), "iptables is not in the PATH; install it or choose mode nftables");
+    });
+}
+
+/// A load of many slices, with a Service in the middle that is refused.
+#[test]
+fn a_load_in_slices_is_complete() {
+    isolated("a_load_in_slices_is_complete", || {
+        use_variant("nft");
+        let facts = facts(Family::V4);
+        let mut plans: Vec<_> = (1..=400).map(|n| Plan::new(Family::V4, n).endpoints(&[2, 3]).build()).collect();
+        plans[200].ports[0].cluster[0].address = "fd00::1".parse().unwrap();
+        let mut live = backend(Family::V4);
+        let report = live.replace(&facts, &mut plans.iter().cloned()).unwrap();
+        assert_eq!(report.set_aside.len(), 1);
+        assert_eq!(plans[200].ports[0].internal, Route::Cluster);
+        let chains = saved(Family::V4);
+        assert_eq!(chains.keys().filter(|(_, name)| name.starts_with("KUBE-SVC-")).count(), 399);
+        assert_eq!(chains.keys().filter(|(_, name)| name.starts_with("KUBE-SEP-")).count(), 2 * 399);
+        assert_eq!(chains[&("nat".to_owned(), "KUBE-SERVICES".to_owned())].len(), 400);
+        let report = backend(Family::V4)
+            .replace(&facts, &mut plans.into_iter().filter(|p| p.ports[0].cluster[0].address.is_ipv4()))
+            .unwrap();
+        assert_eq!(report.changes, 0);
+    });
+}
