@@ -138,6 +138,14 @@ fn it_leaves_nothing_behind_and_touches_nothing_outside() {
 }
 
 #[test]
+fn a_reader_who_leaves_is_no_reason_to_panic() {
+    let program = Program::new("pipe");
+    let output = program.run("($demo demo 2>&1 >&3 3>&- | cat >&2) 3>&1 | true");
+    let err = text(&output.stderr);
+    assert!(err.starts_with("Error: cannot write to stdout") && err.lines().count() == 1, "{err}");
+}
+
+#[test]
 fn flags_that_mean_nothing_here_are_refused() {
     let program = Program::new("flags");
     let output = program.run("exec $demo demo --proxy-mode=ipvs");
