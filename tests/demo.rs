@@ -108,7 +108,7 @@ fn it_needs_no_root_where_the_kernel_lets_users_have_namespaces() {
         assert!(text(&output.stdout).contains("without root"), "{}", text(&output.stdout));
     } else {
         assert_eq!(output.status.code(), Some(1));
-        assert!(text(&output.stderr).contains("sudo kube-proxy demo"), "{}", text(&output.stderr));
+        assert!(text(&output.stderr).contains("run it as root: sudo "), "{}", text(&output.stderr));
     }
 }
 

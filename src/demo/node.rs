@@ -208,9 +208,12 @@ pub fn set(setting: &str, value: u64) -> Result<(), String> {
 
 /// What to do where private namespaces cannot be made.
 fn forbidden(error: &io::Error) -> String {
-    let way_out = match nix::unistd::geteuid().is_root() {
-        true => "run it with CAP_SYS_ADMIN and CAP_NET_ADMIN (in a container: --privileged)",
-        false => "run it as root: sudo kube-proxy demo",
+    let way_out = if nix::unistd::geteuid().is_root() {
+        "run it with CAP_SYS_ADMIN and CAP_NET_ADMIN (in a container: --privileged)".to_owned()
+    } else {
+        let program =
+            std::env::current_exe().map_or_else(|_| "kube-proxy".to_owned(), |path| path.display().to_string());
+        format!("run it as root: sudo {program} demo")
     };
     format!("the demo cannot make namespaces of its own here: {error}; {way_out}")
 }
