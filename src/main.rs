@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use kube_proxy::agent;
 use kube_proxy::cli::{self, Command};
 use kube_proxy::config::{Loaded, LogFormat, Options, to_yaml};
+use kube_proxy::doctor;
 use kube_proxy::observe::log as logging;
 
 fn main() -> ExitCode {
@@ -20,7 +21,7 @@ fn main() -> ExitCode {
         }
     };
     match carry_out(command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(reason) => {
             // Before there is a log, the line goes where the log would go.
             if log::max_level() == log::LevelFilter::Off {
@@ -33,28 +34,29 @@ fn main() -> ExitCode {
     }
 }
 
-fn carry_out(command: Command) -> Result<(), String> {
+fn carry_out(command: Command) -> Result<ExitCode, String> {
     match command {
         Command::Run(options) => {
             let loaded = load(&options)?;
             log::info!("kube-proxy {} in {} mode", cli::full_version(), loaded.config.mode);
-            agent::run(&options, loaded)
+            agent::run(&options, loaded)?;
         }
-        Command::InitOnly(options) => agent::init_only(&options, &load(&options)?),
-        Command::DryRun(options) => agent::dry_run(&options, &load(&options)?).map(|ruleset| println!("{ruleset}")),
+        Command::InitOnly(options) => agent::init_only(&options, &load(&options)?)?,
+        Command::DryRun(options) => println!("{}", agent::dry_run(&options, &load(&options)?)?),
         Command::Cleanup(options) => {
             load(&options)?;
-            agent::cleanup()
+            agent::cleanup()?;
         }
         Command::WriteConfig { path, options } => {
             let loaded = load(&options)?;
             std::fs::write(&path, to_yaml(&loaded.effective)?)
                 .map_err(|error| format!("cannot write {path}: {error}"))?;
             log::info!("Wrote configuration to {path}");
-            Ok(())
         }
-        Command::Demo(_) | Command::Doctor { .. } => Err("not there yet".into()),
+        Command::Doctor { json, options } => return Ok(doctor::run(&options, json).into()),
+        Command::Demo(_) => return Err("not there yet".into()),
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Reads the configuration, begins to log, and says what an operator should know of how it was read.

@@ -4,8 +4,12 @@ mod support;
 
 use std::cell::Cell;
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
 
 use kube_proxy::kernel::conntrack::{self, Swept};
+use kube_proxy::model::{ObjectName, Protocol};
+use kube_proxy::plan::flows::{Flow, Stale};
+use kube_proxy::plan::{Endpoint, PortName, PortPlan, Route};
 use nix::sys::socket::AddressFamily;
 use smol::LocalExecutor;
 use smol::future::{block_on, yield_now};
@@ -27,8 +31,15 @@ const RULES: &str = "
     }
 END";
 
+/// A socket that waits for packets, but not for ever, so that a failure is not a hang.
+fn bind(address: &str) -> UdpSocket {
+    let socket = UdpSocket::bind(address).expect("the address was added");
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    socket
+}
+
 fn send(from: &str, to: &str) -> UdpSocket {
-    let socket = UdpSocket::bind(from).expect("the address was added");
+    let socket = bind(from);
     socket.send_to(b"x", to).expect("everything is local");
     socket
 }
@@ -45,7 +56,7 @@ fn list(family: &str, filter: &str) -> String {
 fn exactly_the_chosen_flows_are_deleted() {
     isolated("exactly_the_chosen_flows_are_deleted", || {
         run(RULES);
-        let first = UdpSocket::bind("10.244.0.1:5353").unwrap();
+        let first = bind("10.244.0.1:5353");
         let clients = [
             send("192.0.2.1:4001", "10.96.0.10:53"),
             send("192.0.2.1:4002", "10.96.0.11:53"),
@@ -70,7 +81,7 @@ fn exactly_the_chosen_flows_are_deleted() {
         // The next packet of the same client is tracked anew and follows the rule of now.
         run("nft flush chain inet t output
              nft add rule inet t output ip daddr 10.96.0.10 udp dport 53 dnat ip to 10.244.0.2:5353");
-        let second = UdpSocket::bind("10.244.0.2:5353").unwrap();
+        let second = bind("10.244.0.2:5353");
         clients[0].send_to(b"y", "10.96.0.10:53").unwrap();
         let mut buffer = [0; 8];
         assert_eq!(first.recv(&mut buffer).unwrap(), 1);
@@ -78,6 +89,70 @@ fn exactly_the_chosen_flows_are_deleted() {
         // Nobody listened there when client 4002 sent: only the packet of 4001 can be here.
         assert_eq!(second.recv(&mut buffer).unwrap(), 1);
         assert_eq!(buffer[0], b'y');
+    });
+}
+
+/// UDP port 53 of a Service with a NodePort, served by these endpoints.
+fn dns(serving: &[&str]) -> PortPlan {
+    let serving: Vec<Endpoint> = serving
+        .iter()
+        .map(|address| Endpoint { address: address.parse().unwrap(), port: 5353, local: true, weight: 1 })
+        .collect();
+    PortPlan {
+        name: PortName { service: ObjectName::new("ns", "dns"), port: "u".into(), protocol: Protocol::Udp },
+        cluster_ip: "10.96.0.10".parse().unwrap(),
+        port: 53,
+        external_ips: Vec::new(),
+        load_balancer_ips: Vec::new(),
+        node_port: Some(31000),
+        internal: Route::Cluster,
+        external: Route::Cluster,
+        external_local: false,
+        source_ranges: Vec::new(),
+        allow_vip_sources: false,
+        affinity: None,
+        scheduler: None,
+        cluster: serving.clone(),
+        local: Vec::new(),
+        serving,
+    }
+}
+
+#[test]
+fn clients_follow_when_the_plan_changes() {
+    isolated("clients_follow_when_the_plan_changes", || {
+        run(RULES);
+        let endpoints = ["10.244.0.1:5353", "10.244.0.2:5353"].map(bind);
+        // One client of the ClusterIP; one that found the NodePort closed, so far; one of somebody else.
+        let clients = [
+            send("192.0.2.1:4001", "10.96.0.10:53"),
+            send("192.0.2.1:4002", "192.0.2.1:31000"),
+            send("192.0.2.1:4003", "10.96.0.11:53"),
+        ];
+        run("nft flush chain inet t output
+             nft add rule inet t output ip daddr 10.96.0.10 udp dport 53 dnat ip to 10.244.0.2:5353
+             nft add rule inet t output ip daddr 192.0.2.1 udp dport 31000 dnat ip to 10.244.0.2:5353");
+        let mut stale = Stale::default();
+        stale.changed(Some(&dns(&["10.244.0.1"])), Some(&dns(&["10.244.0.2"])));
+        stale.set_node_addresses(["192.0.2.1".parse().unwrap()]);
+        let swept = delete(AddressFamily::Inet, |entry| {
+            stale.is_stale(&Flow { destination: entry.original.destination, answering: entry.reply.source })
+        });
+        assert_eq!(swept, Swept { seen: 3, deleted: 2 });
+
+        let received = |endpoint: &UdpSocket, count: usize| {
+            let mut ports: Vec<u16> =
+                (0..count).map(|_| endpoint.recv_from(&mut [0; 8]).expect("a packet").1.port()).collect();
+            ports.sort_unstable();
+            ports
+        };
+        assert_eq!([received(&endpoints[0], 1), received(&endpoints[1], 1)], [[4001], [4003]], "before");
+        for (client, to) in clients.iter().zip(["10.96.0.10:53", "192.0.2.1:31000", "10.96.0.11:53"]) {
+            // The closed port was reported to its client; this takes the report.
+            let _ = client.take_error();
+            client.send_to(b"y", to).unwrap();
+        }
+        assert_eq!(received(&endpoints[1], 3), [4001, 4002, 4003], "after");
     });
 }
 
@@ -95,6 +170,23 @@ fn ipv6_flows_and_flows_that_were_never_translated_are_found() {
         assert!(!list("ipv6", "-p udp").contains("sport=4001"));
         assert!(list("ipv6", "-p udp").contains("sport=4002"));
         assert_eq!(delete(AddressFamily::Inet, |entry| !translated(entry)), Swept { seen: 1, deleted: 1 });
+        assert_eq!(list("ipv4", "-p udp"), "");
+    });
+}
+
+#[test]
+fn a_flow_that_went_meanwhile_is_no_error() {
+    isolated("a_flow_that_went_meanwhile_is_no_error", || {
+        run(RULES);
+        let _clients = [send("192.0.2.1:4001", "10.96.0.10:53"), send("192.0.2.1:4002", "10.96.0.10:53")];
+        let first = |entry: &conntrack::Entry| entry.original.source.port() == 4001;
+        let swept = delete(AddressFamily::Inet, |entry| {
+            if first(entry) {
+                run("conntrack -D -p udp --sport 4001 2>/dev/null");
+            }
+            true
+        });
+        assert_eq!(swept, Swept { seen: 2, deleted: 1 });
         assert_eq!(list("ipv4", "-p udp"), "");
     });
 }
@@ -145,7 +237,7 @@ fn sweep_half_of(size: u32) {
     let listener = TcpListener::bind("10.244.0.1:80").unwrap();
     let _open = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let _other = send("[fd00::1]:4002", "[fd00::10]:53");
-    let client = UdpSocket::bind("192.0.2.1:4001").unwrap();
+    let client = bind("192.0.2.1:4001");
     for n in 0..size / 2 {
         for port in [53, 54] {
             let to = format!("10.128.{}.{}:{port}", n / 250, n % 250 + 1);

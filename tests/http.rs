@@ -12,13 +12,14 @@ use hyper::StatusCode;
 use kube_proxy::kernel::listen::{Unspecified, tcp};
 use kube_proxy::model::ObjectName;
 use kube_proxy::observe::health::Health;
-use kube_proxy::observe::http::{Handler, run, serve, text};
-use kube_proxy::observe::metrics::{Build, Metrics};
+use kube_proxy::observe::http::{CONNECTIONS, Handler, run, serve, text};
+use kube_proxy::observe::metrics::Metrics;
+use kube_proxy::observe::scrape::Build;
 use kube_proxy::observe::service_health::ServiceHealth;
 use kube_proxy::observe::time::clock;
-use smol::LocalExecutor;
-use smol::future::{block_on, yield_now};
+use smol::future::{poll_once, yield_now};
 use smol::io::{AsyncReadExt, AsyncWriteExt};
+use smol::{LocalExecutor, block_on};
 use support::netns::isolated;
 
 /// What a server answered.
@@ -107,6 +108,30 @@ fn clients_that_say_nothing_or_nonsense_disturb_nobody() {
         assert!(answer.starts_with(b"HTTP/1.1 400"), "{}", String::from_utf8_lossy(&answer));
         drop(connect(address).await.unwrap());
         assert_eq!(get(address, "/").await.unwrap().status, 200);
+    });
+}
+
+#[test]
+fn a_crowd_of_silent_clients_is_served_one_after_another() {
+    together(|executor| async move {
+        let listener = tcp("127.0.0.1:0".parse().unwrap(), Unspecified::BothFamilies).unwrap();
+        let address = listener.local_addr().unwrap();
+        let _server = executor.spawn(serve(listener, echo()));
+        let mut crowd = Vec::new();
+        for _ in 0..CONNECTIONS {
+            crowd.push(connect(address).await.unwrap());
+        }
+        let mut late = Box::pin(get(address, "/late"));
+        // Another server answers meanwhile, so ours has had its turns.
+        let listener = tcp("127.0.0.1:0".parse().unwrap(), Unspecified::BothFamilies).unwrap();
+        let other = listener.local_addr().unwrap();
+        let _other = executor.spawn(serve(listener, echo()));
+        for _ in 0..20 {
+            assert!(poll_once(&mut late).await.is_none(), "there is no room yet");
+            assert_eq!(get(other, "/").await.unwrap().status, 200);
+        }
+        crowd.pop();
+        assert_eq!(late.await.unwrap().body, "GET /late");
     });
 }
 

@@ -7,7 +7,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use kube_proxy::model::{Family, ObjectName, Protocol};
 use kube_proxy::observe::log::{Format, start};
-use kube_proxy::observe::metrics::{Build, Metrics, RestRequest, Sync, Traffic};
+use kube_proxy::observe::metrics::{Metrics, RestRequest, Sync};
+use kube_proxy::observe::scrape::{Build, Traffic};
 use kube_proxy::observe::systemd::{self, Status};
 use kube_proxy::plan::PortName;
 

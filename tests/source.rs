@@ -4,6 +4,7 @@ mod support;
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -13,6 +14,9 @@ use serde_json::{Value, json};
 use support::apiserver::{ApiServer, TOKEN};
 use support::certificates::Authority;
 use support::follower::{Folder, Follower, NODE, limits};
+use support::netns::{isolated, run};
+
+const AGAIN: &str = "KUBE_PROXY_TEST_AGAIN";
 
 fn service(name: &str, address: &str) -> Value {
     json!({"kind": "Service", "apiVersion": "v1", "metadata": {"name": name, "namespace": "default"},
@@ -183,7 +187,7 @@ fn a_watch_that_ends_is_resumed_without_a_list() {
     server.end_watches();
     server.put(service("g", "10.96.0.7"));
     follower.until("a change after the end", |seen| seen.has("Service default/g"));
-    assert_eq!(follower.seen.lists(Kind::Service), 1);
+    assert_eq!(lists_and_watches(&server).0, 1);
     let requests = server.requests();
     assert!(requests.iter().any(|r| r.path.starts_with("/api/v1/services") && r.path.ends_with(&newest)), "{newest}");
 }
@@ -205,7 +209,7 @@ fn a_bookmark_moves_the_place_to_resume() {
         server.end_watches();
         resumed(&server)
     });
-    assert_eq!(follower.seen.lists(Kind::Service), 1);
+    assert_eq!(lists_and_watches(&server).0, 1);
 }
 
 #[test]
@@ -232,7 +236,7 @@ fn a_connection_cut_in_the_middle_of_a_line_loses_nothing() {
     follower.until("the watch was opened again", |_| lists_and_watches(&server).1 > 0);
     server.cut_next_line(false);
     follower.until("the change that was cut", |seen| seen.has("Service default/d"));
-    assert_eq!(follower.seen.lists(Kind::Service), 1);
+    assert_eq!(lists_and_watches(&server).0, 1);
 }
 
 #[test]
@@ -258,7 +262,7 @@ fn a_connection_that_says_nothing_is_given_up() {
     server.fall_silent();
     server.put(service("d", "10.96.0.4"));
     follower.until("the change behind the silence", |seen| seen.has("Service default/d"));
-    assert_eq!(follower.seen.lists(Kind::Service), 1);
+    assert_eq!(lists_and_watches(&server).0, 1);
 }
 
 #[test]
@@ -271,7 +275,7 @@ fn a_server_that_is_away_takes_nothing_with_it() {
     server.restart();
     server.put(service("d", "10.96.0.4"));
     follower.until("a change after the return", |seen| seen.has("Service default/d"));
-    assert_eq!(follower.seen.lists(Kind::Service), 1, "resumed, not listed again");
+    assert_eq!(lists_and_watches(&server).0, 1, "resumed, not listed again");
 }
 
 #[test]
@@ -304,7 +308,7 @@ fn refusals_are_outlived() {
         server.end_watches();
         server.put(service("d", "10.96.0.4"));
         follower.until("a change after refused watches", |seen| seen.has("Service default/d"));
-        assert_eq!(follower.seen.lists(Kind::Service), 1, "{code}");
+        assert_eq!(lists_and_watches(&server).0, 1, "{code}");
     }
 }
 
@@ -323,7 +327,8 @@ fn one_bad_object_harms_no_other() {
         server.send_raw("Service", "MODIFIED", bad);
         server.put(service("d", "10.96.0.4"));
         follower.until("a change behind a bad object", |seen| seen.has("Service default/d"));
-        assert_eq!(follower.seen.lists(Kind::Service), 1, "the watch went on");
+        let expected = if streaming { (1, 0) } else { (2, 1) };
+        assert_eq!(lists_and_watches(&server), expected, "the watch went on");
     }
 }
 
@@ -504,6 +509,74 @@ fn mistakes_in_a_kubeconfig_are_one_clear_line() {
     }
     let error = Access::load(Some(&folder.path().join("none")), None).err().unwrap().to_string();
     assert!(error.contains("/none: No such file"), "{error}");
+}
+
+#[test]
+fn a_peer_that_vanished_is_noticed_without_a_word_from_it() {
+    isolated("a_peer_that_vanished_is_noticed_without_a_word_from_it", || {
+        let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
+        populate(&server);
+        // Only the kernel's probes can notice: the watch itself may be silent for minutes.
+        let probed = Limits { keep_alive: Duration::from_secs(2), connect: Duration::from_secs(1), ..limits() };
+        let mut follower = Follower::api(&usual(&server, &folder), probed);
+        follower.until_listed();
+        run(&format!(
+            "nft 'add table inet lost; add chain inet lost in {{ type filter hook input priority 0; }}; \
+             add rule inet lost in tcp dport {} drop'",
+            server.port()
+        ));
+        let failed = Rc::clone(&follower.exchanges);
+        follower.until("a new attempt", |_| failed.borrow().iter().any(|(_, code)| code.is_none()));
+        run("nft delete table inet lost");
+        server.put(service("d", "10.96.0.4"));
+        follower.until("a change after the return", |seen| seen.has("Service default/d"));
+        assert_eq!(lists_and_watches(&server).0, 1);
+    });
+}
+
+#[test]
+fn a_pod_uses_its_service_account() {
+    const NAME: &str = "a_pod_uses_its_service_account";
+    if again(NAME) {
+        let access = Access::load(None, None).unwrap();
+        return Follower::new(Source::Api(Rc::new(Client::new(access, limits(), None)))).until_listed();
+    }
+    isolated(NAME, || {
+        let server = ApiServer::start("127.0.0.1");
+        populate(&server);
+        // `/run` is the test's own, and `/var/run` leads there.
+        let account = PathBuf::from("/var/run/secrets/kubernetes.io/serviceaccount");
+        fs::create_dir_all(&account).unwrap();
+        fs::write(account.join("token"), TOKEN).unwrap();
+        fs::write(account.join("ca.crt"), server.authority.pem()).unwrap();
+        run_again(NAME, Some(server.port()));
+        assert_eq!(lists_and_watches(&server), (1, 0));
+    });
+}
+
+#[test]
+fn outside_of_a_pod_a_kubeconfig_is_asked_for() {
+    const NAME: &str = "outside_of_a_pod_a_kubeconfig_is_asked_for";
+    if !again(NAME) {
+        return run_again(NAME, None);
+    }
+    let error = Access::load(None, None).err().expect("there is no service account").to_string();
+    assert!(error.contains("clientConnection.kubeconfig") && !error.contains('\n'), "{error}");
+}
+
+/// Whether this is the second run of a test, in an environment of its own.
+fn again(name: &str) -> bool {
+    std::env::var_os(AGAIN).is_some_and(|again| again == *name)
+}
+
+/// Runs a test once more, in the environment of a pod or of none.
+fn run_again(name: &str, port: Option<u16>) {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", name, "--nocapture"]).env(AGAIN, name).env_remove("KUBERNETES_SERVICE_HOST");
+    if let Some(port) = port {
+        command.env("KUBERNETES_SERVICE_HOST", "127.0.0.1").env("KUBERNETES_SERVICE_PORT", port.to_string());
+    }
+    assert!(command.status().unwrap().success(), "{name} failed in its environment");
 }
 
 #[test]

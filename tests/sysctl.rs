@@ -2,7 +2,7 @@
 
 mod support;
 
-use kube_proxy::kernel::sysctl::{Conntrack, Root, apply_conntrack};
+use kube_proxy::kernel::sysctl::{Conntrack, Root, apply_conntrack, set_oom_score_adj};
 use support::netns::{isolated, run};
 
 #[test]
@@ -27,8 +27,8 @@ fn what_a_namespace_owns_is_set_and_the_rest_is_a_warning() {
             assert_eq!(run(&format!("cat /proc/sys/net/netfilter/nf_conntrack_{name}")).trim(), value, "{name}");
         }
         // The size of the table belongs to the machine: outside the first network namespace nobody may set it.
-        let told: Vec<String> = warnings.iter().map(ToString::to_string).collect();
-        assert!(told.iter().any(|text| text.contains("nf_conntrack_max to 987654")), "{told:?}");
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].to_string().contains("nf_conntrack_max to 987654"), "{}", warnings[0]);
     });
 }
 
@@ -43,5 +43,14 @@ fn a_read_only_proc_is_a_warning_unless_all_is_well_already() {
         let warnings = apply_conntrack(&Root::default(), &other).unwrap();
         assert_eq!(warnings.len(), 2, "{warnings:?}");
         assert!(warnings[0].to_string().contains("Read-only file system"), "{}", warnings[0]);
+    });
+}
+
+#[test]
+fn the_kernel_is_told_when_to_kill_us() {
+    isolated("the_kernel_is_told_when_to_kill_us", || {
+        set_oom_score_adj(900).unwrap();
+        assert_eq!(std::fs::read_to_string("/proc/self/oom_score_adj").unwrap().trim(), "900");
+        assert!(set_oom_score_adj(1001).is_err(), "out of range");
     });
 }

@@ -5,12 +5,14 @@
 
 mod facts;
 mod family;
+mod modes;
 mod pace;
 mod signs;
 mod start;
 mod watchers;
 
-pub use start::{cleanup, dry_run, init_only, run};
+pub use modes::cleanup;
+pub use start::{dry_run, init_only, run};
 
 use std::cell::RefCell;
 use std::rc::Rc;

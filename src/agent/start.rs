@@ -13,22 +13,22 @@ use smol::lock::Mutex;
 
 use super::facts::{self, NodeAddresses};
 use super::family::Proxy;
+use super::modes;
 use super::pace::Pace;
 use super::signs::{ConfigFile, Signals};
 use super::watchers::{Watchdog, Watchers};
 use super::{Agent, Stop};
-use crate::backend::{Backend, Error};
 use crate::cli::{KUBERNETES_VERSION, full_version, go_arch};
 use crate::config::{Config, DetectLocal, Loaded, Mode, Options, to_configz};
-use crate::iptables::{self, Iptables};
 use crate::kernel::{links, sysctl};
 use crate::model::{Event, Family, Store};
 use crate::nftables;
 use crate::observe::exposition::Counter;
 use crate::observe::health::Health;
 use crate::observe::http;
-use crate::observe::metrics::{Build, Metrics, RestRequest};
+use crate::observe::metrics::{Metrics, RestRequest};
 use crate::observe::pages::Pages;
+use crate::observe::scrape::{Build, Traffic};
 use crate::observe::service_health::ServiceHealth;
 use crate::observe::{systemd, time};
 use crate::plan::{NodeFacts, NodePortAddresses};
@@ -40,6 +40,8 @@ const EVENTS: usize = 1024;
 const NODE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long to wait for it to get podCIDRs, where these are needed.
 const POD_CIDR_PATIENCE: Duration = Duration::from_secs(300);
+/// How long a dry run waits for the ranges of ClusterIPs.
+const SERVICE_CIDR_PATIENCE: Duration = Duration::from_secs(1);
 /// How often to try to listen again.
 const BIND_RETRY: Duration = Duration::from_secs(5);
 
@@ -85,8 +87,8 @@ pub fn init_only(options: &Options, loaded: &Loaded) -> Result<(), String> {
         let mut setup = Setup::begin(Rc::clone(&executor), options, loaded)?;
         setup.wait_for_node().await?;
         apply_conntrack(&setup.config)?;
-        for family in families(setup.config.mode) {
-            backend(&setup.config, family)?;
+        for family in modes::families(setup.config.mode) {
+            modes::backend(&setup.config, family)?;
             log::info!(ip_family = family.as_str(); "System initialized and --init-only specified");
         }
         Ok(())
@@ -109,42 +111,29 @@ pub fn dry_run(options: &Options, loaded: &Loaded) -> Result<String, String> {
     let main = async {
         let mut setup = Setup::begin(Rc::clone(&executor), options, loaded)?;
         let (addresses, pod_cidrs) = setup.wait_for_node().await?;
-        while !(setup.store.is_complete() && setup.store.knows_service_cidrs()) {
+        while !setup.store.is_complete() {
             setup.next_event().await?;
         }
+        // Old API servers have none to tell of.
+        setup.wait_until(SERVICE_CIDR_PATIENCE, Store::knows_service_cidrs).await?;
         let interfaces = links::addresses().map_err(|error| format!("cannot read the node's addresses: {error}"))?;
         let mut objects = Vec::new();
-        for family in families(setup.config.mode) {
+        for family in modes::families(setup.config.mode) {
             let facts = facts::facts(family, &setup.config, &setup.store, &addresses, &pod_cidrs, &interfaces);
             let here = facts::here(family, &addresses, setup.store.node());
             let mut ledger = crate::plan::Ledger::new(family);
             let names: Vec<_> = setup.store.services().cloned().collect();
             let plans = ledger.plan(&setup.store, &here, names);
-            objects.extend(nftables::show(&facts, &plans));
+            let (shown, set_aside) = nftables::show(&facts, &plans);
+            objects.extend(shown);
+            set_aside
+                .iter()
+                .for_each(|(port, reason)| log::error!("Service port {port} cannot be programmed: {reason}"));
+            ledger.take_clashes().iter().for_each(|clash| log::warn!("{clash}"));
         }
         serde_json::to_string(&serde_json::json!({ "nftables": objects })).map_err(|error| error.to_string())
     };
     async_io::block_on(executor.run(main))
-}
-
-/// Removes what any mode ever programmed (contract 2.6). Tries everything before it complains.
-///
-/// # Errors
-/// What could not be removed.
-pub fn cleanup() -> Result<(), String> {
-    let mut failures = Vec::new();
-    for family in Family::ALL {
-        let removed = [remove_nftables(family), iptables::cleanup(family)];
-        failures.extend(removed.into_iter().filter_map(Result::err).map(|error| error.to_string()));
-    }
-    match &failures[..] {
-        [] => Ok(()),
-        failures => Err(format!("encountered an error while tearing down rules: {}", failures.join("; "))),
-    }
-}
-
-fn remove_nftables(family: Family) -> Result<(), Error> {
-    nftables::Table::new(family).and_then(|mut table| table.cleanup())
 }
 
 async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<Stop, String> {
@@ -170,16 +159,12 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<St
     if let Some(node) = setup.store.node() {
         health.node_eligible(node.eligible);
     }
-    let families = families(setup.config.mode);
+    let families = modes::families(setup.config.mode);
     for note in setup.config.check_families(addresses.primary, families.len() > 1, &pod_cidrs)? {
         log::warn!("{note}");
     }
     let links = links::Watcher::open().map_err(|error| format!("cannot follow the node's addresses: {error}"))?;
     let interfaces = links::addresses().map_err(|error| format!("cannot read the node's addresses: {error}"))?;
-    let leftovers = match setup.config.mode {
-        Mode::Nftables => iptables::cleanup,
-        _ => remove_nftables,
-    };
     let mut proxies = Vec::new();
     let mut service_health = Vec::new();
     for family in families {
@@ -189,8 +174,8 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<St
         service_health.push((family, Rc::new(Mutex::new(servers))));
         proxies.push(Rc::new(RefCell::new(Proxy::new(
             family,
-            backend(&setup.config, family)?,
-            leftovers,
+            modes::backend(&setup.config, family)?,
+            modes::leftovers(setup.config.mode),
             facts,
             here,
         ))));
@@ -229,34 +214,6 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<St
         tick_at: None,
     };
     Ok(agent.run().await)
-}
-
-/// The families that this node has (contract 3.3).
-fn families(mode: Mode) -> Vec<Family> {
-    let v6 = Path::new("/proc/net/if_inet6").exists()
-        && std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6").map_or(true, |text| text.trim() != "1");
-    let served =
-        |family: &Family| (*family == Family::V4 || v6) && (mode == Mode::Nftables || iptables::supported(*family));
-    Family::ALL.into_iter().filter(served).collect()
-}
-
-/// The backend of a family in the configured mode.
-fn backend(config: &Config, family: Family) -> Result<Box<dyn Backend>, String> {
-    match config.mode {
-        Mode::Nftables => {
-            nftables::check_kernel()?;
-            Ok(Box::new(nftables::Table::new(family).map_err(|error| error.to_string())?))
-        }
-        Mode::Iptables => {
-            let liberal = sysctl::read(Path::new("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal"));
-            let options = iptables::Options {
-                localhost_node_ports: config.localhost_node_ports,
-                tcp_be_liberal: liberal.is_ok_and(|value| value != 0),
-            };
-            Ok(Box::new(Iptables::new(family, options).map_err(|error| error.to_string())?))
-        }
-        other => Err(format!("mode {other} is not there yet")),
-    }
 }
 
 /// Contract 11.2.
@@ -347,7 +304,7 @@ fn expose_traffic(metrics: &Metrics, proxies: &[Rc<RefCell<Proxy>>]) {
         for proxy in &proxies {
             let family = proxy.borrow().family();
             for (port, packets, bytes) in proxy.borrow_mut().traffic() {
-                each(crate::observe::metrics::Traffic { port: &port, family, packets, bytes });
+                each(Traffic { port: &port, family, packets, bytes });
             }
         }
     }));

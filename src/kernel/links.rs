@@ -2,9 +2,11 @@
 //!
 //! Must not judge which addresses matter, and never polls.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 
 use async_io::Async;
 use nix::errno::Errno;
@@ -25,8 +27,8 @@ pub struct Address {
     pub prefix: u8,
     /// Index of the interface.
     pub index: u32,
-    /// Name of the interface; empty if it went while we asked.
-    pub interface: String,
+    /// Name of the interface; empty if it came while we asked.
+    pub interface: Rc<str>,
     /// Scope as in `linux/rtnetlink.h`: 0 global, 253 link, 254 host.
     pub scope: u8,
     /// `IFA_F_*` flags, for example 0x40: duplicate detection of an IPv6 address is not done yet.
@@ -56,33 +58,29 @@ pub fn addresses() -> io::Result<Vec<Address>> {
 
 fn dump() -> io::Result<Vec<Address>> {
     let mut socket = Socket::open(SockProtocol::NetlinkRoute)?;
-    let mut found = Vec::new();
+    let mut names: HashMap<u32, Rc<str>> = HashMap::new();
     let mut request = Buffer::new();
-    request.message(libc::RTM_GETADDR, DUMP, socket.next_sequence(), &[0; ADDRESS_HEADER]);
-    socket.request(&request, |message| found.extend(Address::read(&message)))?;
-    request.clear();
     request.message(libc::RTM_GETLINK, DUMP, socket.next_sequence(), &[0; INTERFACE_HEADER]);
-    socket.request(&request, |message| {
-        let Some((index, name)) = interface(&message) else { return };
-        for address in found.iter_mut().filter(|address| address.index == index) {
-            address.interface = name.to_owned();
-        }
-    })?;
+    socket.request(&request, |message| names.extend(interface(&message)))?;
+    let mut found = Vec::new();
+    request.clear();
+    request.message(libc::RTM_GETADDR, DUMP, socket.next_sequence(), &[0; ADDRESS_HEADER]);
+    socket.request(&request, |message| found.extend(Address::read(&message, &names)))?;
     Ok(found)
 }
 
 /// Index and name in an `RTM_NEWLINK` message.
-fn interface<'a>(message: &Message<'a>) -> Option<(u32, &'a str)> {
+fn interface(message: &Message<'_>) -> Option<(u32, Rc<str>)> {
     let (header, rest) = message.payload.split_at_checked(INTERFACE_HEADER)?;
     let index = u32::from_ne_bytes(header[4..8].try_into().ok()?);
-    Some((index, text(attribute(rest, libc::IFLA_IFNAME)?)))
+    Some((index, text(attribute(rest, libc::IFLA_IFNAME)?).into()))
 }
 
 // === impl Address ===
 
 impl Address {
     /// Reads an `RTM_NEWADDR` message.
-    fn read(message: &Message<'_>) -> Option<Self> {
+    fn read(message: &Message<'_>, names: &HashMap<u32, Rc<str>>) -> Option<Self> {
         let (header, rest) = message.payload.split_at_checked(ADDRESS_HEADER)?;
         let mut address = None;
         let mut local = None;
@@ -95,12 +93,13 @@ impl Address {
                 _ => {}
             }
         }
+        let index = u32::from_ne_bytes(header[4..8].try_into().ok()?);
         Some(Self {
             // On a point-to-point link IFA_ADDRESS is the other end.
             address: local.or(address)?,
             prefix: header[1],
-            index: u32::from_ne_bytes(header[4..8].try_into().ok()?),
-            interface: String::new(),
+            index,
+            interface: names.get(&index).cloned().unwrap_or_default(),
             scope: header[3],
             flags,
         })
@@ -163,7 +162,7 @@ mod tests {
     fn the_loopback_address_is_among_them() {
         let found = addresses().unwrap();
         let loopback = found.iter().find(|a| a.address.is_loopback()).expect("loopback is up wherever tests run");
-        assert_eq!((loopback.interface.as_str(), loopback.scope), ("lo", 254));
+        assert_eq!((&*loopback.interface, loopback.scope), ("lo", 254));
     }
 
     #[test]
@@ -173,12 +172,13 @@ mod tests {
         buffer.attr(libc::IFA_ADDRESS, &[10, 0, 0, 2]);
         buffer.attr(libc::IFA_LOCAL, &[10, 0, 0, 1]);
         let payload = &buffer.bytes()[16..];
-        let address = Address::read(&Message { kind: libc::RTM_NEWADDR, sequence: 1, payload }).unwrap();
+        let names = HashMap::from([(u32::from_ne_bytes([9, 0, 0, 0]), Rc::from("tun9"))]);
+        let address = Address::read(&Message { kind: libc::RTM_NEWADDR, sequence: 1, payload }, &names).unwrap();
         assert_eq!(address.address, "10.0.0.1".parse::<IpAddr>().unwrap());
-        assert_eq!((address.index, address.prefix), (u32::from_ne_bytes([9, 0, 0, 0]), 32));
+        assert_eq!((&*address.interface, address.prefix), ("tun9", 32));
         for cut in [0, 7, 8] {
             let payload = &payload[..cut];
-            assert_eq!(Address::read(&Message { kind: libc::RTM_NEWADDR, sequence: 1, payload }), None);
+            assert_eq!(Address::read(&Message { kind: libc::RTM_NEWADDR, sequence: 1, payload }, &names), None);
         }
     }
 }

@@ -1,10 +1,14 @@
 //! The only place with netlink, socket options, `/proc` and other doors to the kernel. Knows no Kubernetes.
 
 pub mod conntrack;
+pub mod dummy;
+pub mod genl;
+pub mod ipvs;
 pub mod links;
 pub mod listen;
 pub mod netlink;
 pub mod nftables;
 pub mod nftrule;
+pub mod nftwords;
 pub mod process;
 pub mod sysctl;

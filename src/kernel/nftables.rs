@@ -24,6 +24,7 @@ const NEWCHAIN: u16 = 3;
 const GETCHAIN: u16 = 4;
 const DELCHAIN: u16 = 5;
 const NEWRULE: u16 = 6;
+const GETRULE: u16 = 7;
 const DELRULE: u16 = 8;
 const NEWSET: u16 = 9;
 const GETSET: u16 = 10;
@@ -586,14 +587,30 @@ impl Nftables {
     /// # Errors
     /// See [`CommitError`]; except for `Unknown`, nothing was changed.
     pub fn commit(&mut self, batch: &mut Batch) -> Result<(), CommitError> {
+        self.hand_over(batch, true)
+    }
+
+    /// Whether the kernel would carry out a transaction: it does everything but that, and loads modules for it. Empties
+    /// the transaction.
+    ///
+    /// # Errors
+    /// See [`CommitError`].
+    pub fn check(&mut self, batch: &mut Batch) -> Result<(), CommitError> {
+        self.hand_over(batch, false)
+    }
+
+    /// A batch without its end is validated, answered, and dropped by the kernel.
+    fn hand_over(&mut self, batch: &mut Batch, for_real: bool) -> Result<(), CommitError> {
         if batch.is_empty() {
             return Ok(());
         }
         let last = batch.sequence;
         // The end of the batch is not acknowledged before Linux 6.10 or so, the last real message always is.
         batch.buffer.add_flags(ACK);
-        let [high, low] = NFNL_SUBSYS_NFTABLES.to_be_bytes();
-        batch.buffer.message(NFNL_MSG_BATCH_END, 0, last + 1, &[0, 0, high, low]);
+        if for_real {
+            let [high, low] = NFNL_SUBSYS_NFTABLES.to_be_bytes();
+            batch.buffer.message(NFNL_MSG_BATCH_END, 0, last + 1, &[0, 0, high, low]);
+        }
         let sent = self.socket.send(batch.buffer.bytes());
         batch.buffer.clear();
         batch.begin(None);
@@ -675,6 +692,19 @@ impl Nftables {
             }
         })?;
         Ok(chains)
+    }
+
+    /// How many rules a table has.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn rules(&mut self, family: TableFamily, table: &str) -> io::Result<usize> {
+        let mut rules = 0;
+        let mut request = Buffer::new();
+        request.message(subsystem(GETRULE), DUMP, self.next(), &family.header());
+        request.text(RULE_TABLE, table);
+        found(self.socket.request(&request, |_| rules += 1))?;
+        Ok(rules)
     }
 
     /// The sets and maps of a table.

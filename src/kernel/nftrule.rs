@@ -286,7 +286,7 @@ fn load(b: &mut Buffer, value: &Expression<'_>, at: Word) -> Outcome<Loaded> {
         }
         Expression::BinaryOperation(operation) => {
             let (left, mask, xor) = match &**operation {
-                BinaryOperation::AND(left, Expression::Number(mask)) => (left, *mask, 0),
+                BinaryOperation::AND(left, mask) => (left, number(mask)?, 0),
                 BinaryOperation::XOR(left, Expression::Number(bits)) => (left, u32::MAX, *bits),
                 BinaryOperation::OR(parts) => match &parts[..] {
                     [left, Expression::Number(bits)] => (left, !*bits, *bits),
@@ -298,7 +298,8 @@ fn load(b: &mut Buffer, value: &Expression<'_>, at: Word) -> Outcome<Loaded> {
             bitwise(b, at, mask, xor);
             Ok(loaded)
         }
-        Expression::Number(number) => {
+        constant => {
+            let number = number(constant)?;
             expression(b, "immediate", |b| {
                 b.be32(1, at.register());
                 b.nest(2, |b| b.attr(DATA_VALUE, &number.to_ne_bytes()));
@@ -306,8 +307,21 @@ fn load(b: &mut Buffer, value: &Expression<'_>, at: Word) -> Outcome<Loaded> {
             })?;
             Ok(Loaded { length: 4, host_order: true })
         }
-        other => unsupported(other),
     }
+}
+
+/// A number, or a class id as nft writes it: `f:ffff`, `none`.
+fn number(value: &Expression<'_>) -> Outcome<u32> {
+    let parsed = match value {
+        Expression::Number(number) => Some(*number),
+        Expression::String(text) if text == "none" => Some(0),
+        Expression::String(text) => text.split_once(':').and_then(|(major, minor)| {
+            let half = |text| u32::from_str_radix(text, 16).ok().filter(|half| *half <= 0xffff);
+            Some(half(major)? << 16 | half(minor)?)
+        }),
+        _ => None,
+    };
+    parsed.map_or_else(|| unsupported(value), Ok)
 }
 
 fn load_fib(b: &mut Buffer, fib: &Fib, at: Word) -> Outcome<Loaded> {

@@ -84,25 +84,29 @@ fn count_list(list: &str) -> Option<u64> {
 /// # Errors
 /// The first setting that could not be written for any other reason.
 pub fn apply_conntrack(root: &Root, wanted: &Conntrack) -> Result<Vec<Failure>, Failure> {
-    let settings = [
-        ("nf_conntrack_max", wanted.max),
+    let netfilter = root.sysctl.join("net/netfilter");
+    let mut warnings = Vec::new();
+    if let Some(max) = wanted.max {
+        let path = netfilter.join("nf_conntrack_max");
+        tolerate(ensure(&path, max), path, max, &mut warnings)?;
+        // Who cannot have the larger table needs no larger hash for it.
+        if warnings.is_empty() {
+            let path = root.sysfs.join("module/nf_conntrack/parameters/hashsize");
+            let buckets = max / ENTRIES_PER_BUCKET;
+            tolerate(ensure_at_least(&path, buckets), path, buckets, &mut warnings)?;
+        }
+    }
+    for (name, value) in [
         ("nf_conntrack_tcp_timeout_established", wanted.tcp_established),
         ("nf_conntrack_tcp_timeout_close_wait", wanted.tcp_close_wait),
         ("nf_conntrack_udp_timeout", wanted.udp),
         ("nf_conntrack_udp_timeout_stream", wanted.udp_stream),
         ("nf_conntrack_tcp_be_liberal", wanted.tcp_be_liberal.then_some(1)),
-    ];
-    let mut warnings = Vec::new();
-    for (name, value) in settings {
+    ] {
         if let Some(value) = value {
-            let path = root.sysctl.join("net/netfilter").join(name);
+            let path = netfilter.join(name);
             tolerate(ensure(&path, value), path, value, &mut warnings)?;
         }
-    }
-    if let Some(max) = wanted.max {
-        let path = root.sysfs.join("module/nf_conntrack/parameters/hashsize");
-        let buckets = max / ENTRIES_PER_BUCKET;
-        tolerate(ensure_at_least(&path, buckets), path, buckets, &mut warnings)?;
     }
     Ok(warnings)
 }
@@ -258,6 +262,20 @@ mod tests {
         let wanted = Conntrack { max: Some(1_048_576), ..Conntrack::default() };
         apply_conntrack(&tree.0, &wanted).unwrap();
         assert_eq!(read(&hashsize).unwrap(), 262_144);
+    }
+
+    #[test]
+    fn the_hash_is_left_alone_when_the_table_is_out_of_reach() {
+        let tree = Tree::new("reach", &[("nf_conntrack_udp_timeout", "30\n")], "1\n");
+        // A file that no one may write, here because it lies in the real /proc/sys of a kernel that says so.
+        let sysctl = tree.0.sysctl.join("net/netfilter/nf_conntrack_max");
+        std::os::unix::fs::symlink("/proc/sys/kernel/ostype", &sysctl).unwrap();
+        let wanted = Conntrack { max: Some(131_072), udp: Some(41), ..Conntrack::default() };
+        let warnings = apply_conntrack(&tree.0, &wanted).unwrap();
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].to_string().contains("nf_conntrack_max to 131072"), "{}", warnings[0]);
+        assert_eq!(tree.value("nf_conntrack_udp_timeout"), 41, "the others are set nevertheless");
+        assert_eq!(read(&tree.0.sysfs.join("module/nf_conntrack/parameters/hashsize")).unwrap(), 1);
     }
 
     #[test]

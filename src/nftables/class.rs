@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use nftables::expr::MetaKey;
 
-use super::layout::{LOCAL_OFFSET, NUMBER_BITS, NUMBER_MASK, address_field};
-use super::words::*;
+use super::layout::{LOCAL_OFFSET, NUMBER_BITS, NUMBER_MASK, address_field, table_family};
 use crate::kernel::nftrule::{LearnAction, Step};
+use crate::kernel::nftwords::*;
 use crate::model::Family;
 
 /// A way to choose an endpoint.
@@ -70,27 +70,27 @@ impl Class {
 
     /// Draw a slot, go to the endpoint in it.
     fn plain_rules(&self, family: Family) -> Vec<Vec<Step>> {
-        vec![vec![only_number()], vec![dnat(family, map(concat([priority(), self.draw()]), "endpoints"))]]
+        vec![vec![only_number()], vec![dnat(table_family(family), map(concat([priority(), self.draw()]), "endpoints"))]]
     }
 
     /// A client that is remembered goes where it went, if that endpoint is still there. Else a slot is drawn and
     /// remembered; when there is no room to remember it, the last rule still balances.
     fn sticky_rules(&self, family: Family, seconds: u32) -> Vec<Vec<Step>> {
         let slots = if self.local { "local-slots" } else { "slots" };
-        let client = || concat([address_field(family, "saddr"), and(priority(), NUMBER_MASK)]);
+        let client = || concat([address_field(family, "saddr"), and(priority(), classid(NUMBER_MASK))]);
         let known = concat([address_field(family, "saddr"), priority()]);
         vec![
             vec![only_number()],
             vec![
                 set(MetaKey::Priority, map(known, "affinity")),
                 learn(LearnAction::Update(seconds), "affinity", client(), priority()),
-                dnat(family, map(priority(), slots)),
+                dnat(table_family(family), map(priority(), slots)),
             ],
             vec![only_number()],
             vec![set(MetaKey::Priority, map(concat([priority(), self.draw()]), "draw"))],
             vec![learn(LearnAction::Delete, "affinity", client(), priority())],
             vec![learn(LearnAction::Add(seconds), "affinity", client(), priority())],
-            vec![dnat(family, map(priority(), slots))],
+            vec![dnat(table_family(family), map(priority(), slots))],
         ]
     }
 
@@ -110,7 +110,7 @@ fn priority() -> Value {
 
 /// Removes class or slot, leaves the number of the Service port.
 fn only_number() -> Step {
-    set(MetaKey::Priority, and(priority(), NUMBER_MASK))
+    set(MetaKey::Priority, and(priority(), classid(NUMBER_MASK)))
 }
 
 // === impl Classes ===
@@ -133,6 +133,11 @@ impl Classes {
         let index = key >> NUMBER_BITS;
         self.highest = self.highest.max(index);
         key == index << NUMBER_BITS && index != NO_CLASS && self.indices.insert(class, index).is_none()
+    }
+
+    /// All classes.
+    pub fn known(&self) -> impl Iterator<Item = &Class> {
+        self.indices.keys()
     }
 
     /// The classes that came up since this was last asked, with their indices.

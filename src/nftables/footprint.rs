@@ -31,11 +31,12 @@ pub fn lay_out(
     old: &Footprint,
 ) -> Result<Footprint, String> {
     let mut port = Port { plan, number, classes, shapes, old, records: Records::default() };
-    let cluster = port.group(&plan.cluster, false)?;
-    let local = port.group(&plan.local, true)?;
-    if plan.affinity.is_some() {
-        port.stable_slots()?;
-    }
+    // Endpoints that no address leads to would be found by nobody, after a restart not even by us.
+    let external = if plan.externally_accessible() { plan.external } else { Route::Reject };
+    let uses_cluster = plan.internal == Route::Cluster || external != Route::Reject;
+    let uses_local = plan.internal == Route::Local || external == Route::Local;
+    let cluster = if uses_cluster { port.group(&plan.cluster, false)? } else { NO_CLASS };
+    let local = if uses_local { port.group(&plan.local, true)? } else { NO_CLASS };
     port.cluster_ip(cluster, local);
     port.external(cluster, local);
     port.source_ranges();
@@ -147,7 +148,7 @@ impl Port<'_> {
         let wanted = endpoints.iter().map(socket).zip(shares(&weights)).filter(|(_, share)| *share > 0);
         let size = match self.plan.affinity {
             None => self.plain_slots(wanted.collect(), local)?,
-            Some(_) => self.drawn_slots(wanted.collect(), local)?,
+            Some(_) => self.sticky_slots(endpoints, wanted.collect(), local)?,
         };
         let class = Class { local, size: size as u32, affinity: self.plan.affinity };
         let index = self.classes.index(class).ok_or("too many different numbers of endpoints and affinity timeouts")?;
@@ -178,7 +179,12 @@ impl Port<'_> {
     }
 
     /// With affinity there is one more step: a random index leads to a slot, and slots never change hands.
-    fn drawn_slots(&mut self, wanted: Vec<(SocketAddr, usize)>, local: bool) -> Result<usize, String> {
+    fn sticky_slots(
+        &mut self,
+        endpoints: &[Endpoint],
+        wanted: Vec<(SocketAddr, usize)>,
+        local: bool,
+    ) -> Result<usize, String> {
         let seats = self.seats()?;
         let offset = if local { LOCAL_OFFSET } else { 0 };
         let old = self.old_slots(
@@ -189,31 +195,23 @@ impl Port<'_> {
                 (read_number(&shapes.key(record)[4..]) - offset, Some(slot))
             },
         );
-        let wanted: Vec<(u32, usize)> = wanted
-            .into_iter()
-            .filter_map(|(endpoint, share)| Some((seat_of(&seats, endpoint)? as u32, share)))
-            .collect();
+        let seated = |endpoint| seat_of(&seats, endpoint).map(|seat| seat as u32);
+        let wanted: Vec<(u32, usize)> =
+            wanted.into_iter().filter_map(|(endpoint, share)| Some((seated(endpoint)?, share))).collect();
         let drawn = arrange(&old, &wanted);
+        let slot_bytes = |slot: u32| (slot << NUMBER_BITS | self.number).to_ne_bytes();
         for (index, slot) in drawn.iter().enumerate() {
             let index = (index as u32 + offset).to_ne_bytes();
-            let slot = (slot << NUMBER_BITS | self.number).to_ne_bytes();
-            self.records.push(Set::Draw, &[&self.number.to_ne_bytes(), &index, &slot]);
+            self.records.push(Set::Draw, &[&self.number.to_ne_bytes(), &index, &slot_bytes(*slot)]);
         }
-        Ok(drawn.len())
-    }
-
-    /// With affinity: what is in each slot, for all endpoints and for those of this node.
-    fn stable_slots(&mut self) -> Result<(), String> {
-        let seats = self.seats()?;
-        for (set, endpoints) in [(Set::Slots, &self.plan.cluster), (Set::LocalSlots, &self.plan.local)] {
-            for endpoint in endpoints.iter().map(socket) {
-                let Some(seat) = seat_of(&seats, endpoint) else { continue };
-                let slot = ((seat as u32) << NUMBER_BITS | self.number).to_ne_bytes();
+        let set = if local { Set::LocalSlots } else { Set::Slots };
+        for endpoint in endpoints.iter().map(socket) {
+            if let Some(slot) = seated(endpoint) {
                 let (address, length) = address_bytes(endpoint.ip());
-                self.records.push(set, &[&slot, &address[..length], &padded_port(endpoint.port())]);
+                self.records.push(set, &[&slot_bytes(slot), &address[..length], &padded_port(endpoint.port())]);
             }
         }
-        Ok(())
+        Ok(drawn.len())
     }
 
     /// The seats of all endpoints that some traffic may reach, sorted by endpoint.

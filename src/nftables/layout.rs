@@ -15,9 +15,9 @@
 
 use nftables::expr::MetaKey;
 
-use super::words::*;
 use crate::kernel::nftables::{Data, Field, Hook, SetSpec, TableFamily};
 use crate::kernel::nftrule::Step;
+use crate::kernel::nftwords::*;
 use crate::model::Family;
 use crate::plan::{LocalTraffic, NodeFacts, NodePortAddresses};
 
@@ -191,7 +191,10 @@ pub fn inner_chains(facts: &NodeFacts) -> Vec<Chain> {
         w.chain("external", vec![vec![w.ask_for_masquerade(), goto("dispatch")]]),
         w.chain("external-local", w.local_policy(w.vip(), Set::External)),
         w.chain("node-port-local", w.local_policy(port(), Set::NodePorts)),
-        w.chain("dispatch", vec![vec![vmap(and(meta(MetaKey::Priority), !NUMBER_MASK), w.name(Set::Classes))]]),
+        w.chain(
+            "dispatch",
+            vec![vec![vmap(and(meta(MetaKey::Priority), classid(!NUMBER_MASK)), w.name(Set::Classes))]],
+        ),
         w.chain(
             "firewall",
             vec![vec![
@@ -203,7 +206,7 @@ pub fn inner_chains(facts: &NodeFacts) -> Vec<Chain> {
         w.chain(
             "service-check",
             vec![
-                vec![is_in(w.vip(), w.name(Set::NoEndpoints)), reject(w.family)],
+                vec![is_in(w.vip(), w.name(Set::NoEndpoints)), reject(table_family(w.family))],
                 vec![is_in(w.vip(), w.name(Set::NoLocalEndpoints)), drop()],
             ],
         ),
@@ -212,7 +215,7 @@ pub fn inner_chains(facts: &NodeFacts) -> Vec<Chain> {
             vec![
                 [
                     w.input_to_node_port_address(),
-                    vec![is_in(port(), w.name(Set::NodePortsNoEndpoints)), reject(w.family)],
+                    vec![is_in(port(), w.name(Set::NodePortsNoEndpoints)), reject(table_family(w.family))],
                 ]
                 .concat(),
                 [w.input_to_node_port_address(), vec![is_in(port(), w.name(Set::NodePortsNoLocalEndpoints)), drop()]]
@@ -222,7 +225,7 @@ pub fn inner_chains(facts: &NodeFacts) -> Vec<Chain> {
         w.chain(
             "cluster-ip-check",
             vec![
-                vec![is_in(w.ip("daddr"), w.name(Set::ClusterIps)), reject(w.family)],
+                vec![is_in(w.ip("daddr"), w.name(Set::ClusterIps)), reject(table_family(w.family))],
                 vec![is_in(w.ip("daddr"), w.name(Set::ServiceCidrs)), drop()],
             ],
         ),
@@ -230,7 +233,7 @@ pub fn inner_chains(facts: &NodeFacts) -> Vec<Chain> {
             "masquerading",
             vec![
                 vec![
-                    is_not(and(meta(MetaKey::Mark), facts.masquerade_mark), number(0)),
+                    is_not(and(meta(MetaKey::Mark), number(facts.masquerade_mark)), number(0)),
                     set(MetaKey::Mark, xor(meta(MetaKey::Mark), facts.masquerade_mark)),
                     masquerade(),
                 ],
@@ -274,7 +277,7 @@ pub fn base_chains() -> Vec<Chain> {
             OUTPUT,
             0,
             vec![
-                vec![is_new(), is_dnatted(), set(MetaKey::Priority, number(0))],
+                vec![is_new(), is_dnatted(), set(MetaKey::Priority, classid(0))],
                 vec![is_new(), jump("service-check")],
                 vec![is_new(), jump("cluster-ip-check")],
             ],
@@ -378,7 +381,7 @@ impl<'a> Wording<'a> {
 
     /// Takes class and number of what the packet is for from a map; the rule ends here if it is for nothing there.
     fn resolve(&self, key: Value, set: Set) -> Step {
-        super::words::set(MetaKey::Priority, map(key, self.name(set)))
+        crate::kernel::nftwords::set(MetaKey::Priority, map(key, self.name(set)))
     }
 
     fn ask_for_masquerade(&self) -> Step {

@@ -62,6 +62,7 @@ impl Table {
         care: Care,
     ) -> Result<Report, Failure> {
         let (kernel, generation) = self.read_stable(facts)?;
+        self.generation = generation;
         let family = table_family(self.family);
         let mut batch = Batch::new(family, TABLE, Some(generation));
         let (mut held, hooked, foreign) = match kernel {
@@ -78,6 +79,10 @@ impl Table {
         self.declare(&mut batch, facts, hooked);
 
         let mut state = State::with(std::mem::take(&mut held.classes));
+        for class in state.classes.known() {
+            batch.flush_chain(&class.chain());
+            add_rules(&mut batch, &class.chain(), &class.rules(self.family));
+        }
         state.numbers.begin_after(held.highest_number(&self.shapes));
         let mut report = Report::default();
         let mut changes = Changes::default();
@@ -110,9 +115,9 @@ impl Table {
         if !hooked {
             add_chains(&mut batch, &base_chains());
         }
-        self.nft.commit(&mut batch)?;
+        self.commit(&mut batch)?;
         self.state = Some(state);
-        self.generation = self.nft.generation().unwrap_or(0);
+        self.facts = Some(facts.clone());
         Ok(report)
     }
 
@@ -161,7 +166,7 @@ impl Table {
 
     fn flush(&mut self, batch: &mut Batch, state: &mut State, changes: &mut Changes) -> Result<usize, CommitError> {
         let count = self.stage(batch, state, changes);
-        self.nft.commit(batch).map(|()| count)
+        self.commit(batch).map(|()| count)
     }
 }
 
@@ -176,7 +181,8 @@ fn add_chains(batch: &mut Batch, chains: &[Chain]) {
     }
 }
 
-fn node_port_ips(facts: &NodeFacts) -> &[std::net::IpAddr] {
+/// The addresses that serve NodePorts, where these are listed.
+pub(super) fn node_port_ips(facts: &NodeFacts) -> &[std::net::IpAddr] {
     match &facts.node_port_addresses {
         NodePortAddresses::All => &[],
         NodePortAddresses::Only(addresses) => addresses,

@@ -12,7 +12,6 @@ mod record;
 mod show;
 mod slots;
 mod state;
-mod words;
 
 pub use show::show;
 
@@ -24,7 +23,7 @@ use record::{Shapes, read_number};
 use state::{Changes, State};
 
 use crate::backend::{Backend, Error, Report};
-use crate::kernel::nftables::{Batch, Nftables, SetSpec, Value};
+use crate::kernel::nftables::{Batch, CommitError, Nftables, SetSpec, Value};
 use crate::kernel::nftrule;
 use crate::model::Family;
 use crate::plan::{NodeFacts, PortName, ServicePlan};
@@ -39,6 +38,8 @@ pub struct Table {
     state: Option<State>,
     /// The ruleset's generation when it was last known to be as we left it.
     generation: u32,
+    /// What the shared rules were made from.
+    facts: Option<NodeFacts>,
     /// How the next load goes about it.
     care: Care,
 }
@@ -78,7 +79,7 @@ impl Table {
             ))
         })?;
         let (specs, shapes) = (sets(family), Shapes::new(family));
-        Ok(Self { nft, family, specs, shapes, state: None, generation: 0, care: Care::default() })
+        Ok(Self { nft, family, specs, shapes, state: None, generation: 0, facts: None, care: Care::default() })
     }
 
     /// Sums the counters of all maps that lead to Service ports, by the port's number.
@@ -94,6 +95,34 @@ impl Table {
             })?;
         }
         Ok(by_number)
+    }
+
+    /// Whether the kernel holds exactly what was programmed.
+    fn holds_everything(&mut self) -> std::io::Result<bool> {
+        let (Some(facts), Some(state)) = (&self.facts, &self.state) else { return Ok(true) };
+        let held::Kernel::Ours(mut held) = held::read(&mut self.nft, facts, &self.shapes)? else { return Ok(false) };
+        let node = footprint::of_node(&facts.service_cidrs, load::node_port_ips(facts));
+        let missing = |footprint: &record::Footprint, held: &mut held::Held| {
+            let mut records = footprint.records(&self.shapes);
+            records.any(|record| held.want(record, &self.shapes).0 && !record::set_of(record).is_shared())
+        };
+        let complete = !missing(&node, &mut held) && state.footprints().all(|footprint| !missing(footprint, &mut held));
+        let chains = inner_chains(facts).into_iter().chain(base_chains());
+        let rules: usize = chains.map(|chain| chain.rules.len()).sum();
+        let class_rules: usize = state.classes.known().map(|class| class.rules(self.family).len()).sum();
+        let present = self.nft.rules(table_family(self.family), TABLE)?;
+        Ok(held.hooked && complete && held.leftovers().next().is_none() && present == rules + class_rules)
+    }
+
+    /// Carries out a transaction, and counts it as one that we know of.
+    fn commit(&mut self, batch: &mut Batch) -> Result<(), CommitError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.nft.commit(batch)?;
+        // Every transaction adds one (nf_tables_commit, which skips 0).
+        self.generation = self.generation.wrapping_add(1).max(1);
+        Ok(())
     }
 
     /// Adds chains and elements of the classes that the kernel does not know yet.
@@ -159,20 +188,22 @@ impl Backend for Table {
         let mut batch = Batch::new(table_family(self.family), TABLE, None);
         self.declare_classes(&mut batch, &mut state);
         report.changes = self.write(&mut batch, changes);
-        self.nft.commit(&mut batch).map_err(|error| Error(error.to_string()))?;
+        self.commit(&mut batch).map_err(|error| Error(error.to_string()))?;
         self.state = Some(state);
         Ok(report)
     }
 
     fn intact(&mut self) -> bool {
-        let Ok(generation) = self.nft.generation() else { return true };
-        if generation == self.generation {
-            return true;
+        match self.nft.generation() {
+            Ok(now) if now == self.generation => true,
+            Ok(now) => {
+                // Somebody changed something somewhere: look closely, once.
+                let intact = self.holds_everything().unwrap_or(true);
+                self.generation = if intact { now } else { self.generation };
+                intact
+            }
+            Err(_) => true,
         }
-        let rules = |chains: Vec<layout::Chain>| chains.iter().map(|chain| chain.rules.len()).sum::<usize>();
-        let _ = (rules(base_chains()), inner_chains as fn(&NodeFacts) -> Vec<layout::Chain>);
-        self.generation = generation;
-        true
     }
 
     fn traffic(&mut self) -> Vec<(PortName, u64, u64)> {

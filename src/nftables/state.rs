@@ -108,6 +108,11 @@ impl State {
         }
     }
 
+    /// The elements of all ports.
+    pub fn footprints(&self) -> impl Iterator<Item = &Footprint> {
+        self.services.values().flatten().map(|port| &port.footprint)
+    }
+
     /// All ports with their numbers.
     pub fn ports(&self) -> impl Iterator<Item = (PortName, u32)> {
         self.services.iter().flat_map(|(service, ports)| {

@@ -133,7 +133,7 @@ mod tests {
     use std::time::{Instant, UNIX_EPOCH};
 
     use super::*;
-    use crate::observe::metrics::Build;
+    use crate::observe::scrape::Build;
     use crate::observe::time::Moment;
 
     /// A clock that is set by hand, in seconds.

@@ -29,7 +29,7 @@ pub type Answer = Response<String>;
 pub type Handler = Rc<dyn Fn(&Request) -> Answer>;
 
 /// Connections that one server holds at a time; more wait until one ends.
-const CONNECTIONS: usize = 128;
+pub const CONNECTIONS: usize = 128;
 /// How long a client may take to send a request, and how long a kept connection may be silent.
 const PATIENCE: Duration = Duration::from_secs(30);
 

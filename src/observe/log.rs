@@ -134,8 +134,9 @@ impl Log for Logger {
                 let _ = std::io::stderr().write_all(line.as_bytes());
             }
             Format::Text => {
-                if self.journal {
-                    let _ = std::io::stderr().write_all(priority(record.level()).as_bytes());
+                // When journald is gone this says so; the text logger would panic.
+                if self.journal && std::io::stderr().write_all(priority(record.level()).as_bytes()).is_err() {
+                    return;
                 }
                 let line = line(record);
                 self.text.log(

@@ -1,14 +1,15 @@
 //! Everything that is measured: upstream's metrics of this mode under upstream's names (contract 13), and a few of ours.
 //!
-//! Whoever does the work sets the values; `/metrics` writes them. What only a scrape needs is read during a scrape.
+//! Whoever does the work sets the values; `/metrics` writes them. Must not ask anybody for a value; what only a scrape
+//! needs to know is in `scrape`.
 
 use std::cell::RefCell;
 use std::time::Duration;
 
-use super::exposition::{Counter, Family, Gauge, Histogram, head, label, sample};
+use super::exposition::{Counter, Family, Gauge, Histogram};
+use super::scrape::{self, Build, TrafficSource};
 use crate::kernel::process::Usage;
 use crate::model;
-use crate::plan::PortName;
 
 /// 0.001 to 16.384 seconds, each bound twice the one before.
 const SYNC: [f64; 15] = doubling();
@@ -23,25 +24,6 @@ const SIZE: [f64; 11] =
 /// The label of most families.
 const IP_FAMILY: &[&str] = &["ip_family"];
 
-/// What the program says about its build, as label values of `kubernetes_build_info`.
-#[derive(Clone, Debug, Default)]
-pub struct Build {
-    /// Version of Kubernetes whose behaviour this is, first number.
-    pub major: &'static str,
-    /// Second number.
-    pub minor: &'static str,
-    /// Version of the program, like `v1.36.0`.
-    pub git_version: &'static str,
-    /// Commit it was built from.
-    pub git_commit: &'static str,
-    /// When, RFC 3339.
-    pub build_date: &'static str,
-    /// The compiler, with its version.
-    pub compiler: &'static str,
-    /// Like `linux/arm64`.
-    pub platform: &'static str,
-}
-
 /// Whether a sync looked at everything or at changes only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sync {
@@ -50,22 +32,6 @@ pub enum Sync {
     /// Changes.
     Partial,
 }
-
-/// Packets and bytes that a Service port had so far.
-#[derive(Clone, Copy, Debug)]
-pub struct Traffic<'a> {
-    /// The Service port.
-    pub port: &'a PortName,
-    /// The family.
-    pub family: model::Family,
-    /// New connections' packets, as the kernel counted them.
-    pub packets: u64,
-    /// Their bytes.
-    pub bytes: u64,
-}
-
-/// Reads the kernel's counters and hands each to the function that it is given. Called once per scrape.
-pub type TrafficSource = Box<dyn Fn(&mut dyn FnMut(Traffic<'_>))>;
 
 /// All metrics. Families that nobody touches stay out of the output.
 pub struct Metrics {
@@ -391,12 +357,12 @@ impl Metrics {
         }
         self.rest_retries.write(&mut out);
         self.rest_requests.write(&mut out);
-        self.build_info(&mut out);
+        self.build.write(&mut out);
         if let Ok(usage) = Usage::read() {
-            process(&mut out, &usage);
+            scrape::process(&mut out, &usage);
         }
         if let Some(source) = &*self.traffic.borrow() {
-            service_traffic(&mut out, source);
+            scrape::traffic(&mut out, source);
         }
         out
     }
@@ -440,78 +406,4 @@ impl Metrics {
             family.write(out);
         }
     }
-
-    fn build_info(&self, out: &mut String) {
-        let name = "kubernetes_build_info";
-        head(out, name, "gauge", "[BETA] Always 1; the labels tell which build this is");
-        let build = &self.build;
-        let mut labels = String::new();
-        for (name, value) in [
-            ("build_date", build.build_date),
-            ("compiler", build.compiler),
-            ("git_commit", build.git_commit),
-            ("git_tree_state", "clean"),
-            ("git_version", build.git_version),
-            // Upstream's label; there is no Go in here.
-            ("go_version", ""),
-            ("major", build.major),
-            ("minor", build.minor),
-            ("platform", build.platform),
-        ] {
-            label(&mut labels, name, value);
-        }
-        sample(out, name, &labels, 1.0);
-    }
-}
-
-fn process(out: &mut String, usage: &Usage) {
-    for (name, kind, help, value) in [
-        ("process_cpu_seconds_total", "counter", "User and system time in seconds", usage.cpu_seconds),
-        ("process_max_fds", "gauge", "Limit of open descriptors", usage.max_files as f64),
-        ("process_open_fds", "gauge", "Open descriptors", usage.open_files as f64),
-        (
-            "process_network_receive_bytes_total",
-            "counter",
-            "Bytes that all interfaces received",
-            usage.received_bytes as f64,
-        ),
-        (
-            "process_network_transmit_bytes_total",
-            "counter",
-            "Bytes that all interfaces sent",
-            usage.transmitted_bytes as f64,
-        ),
-        ("process_resident_memory_bytes", "gauge", "Resident memory in bytes", usage.resident_bytes as f64),
-        ("process_start_time_seconds", "gauge", "When the process began, in seconds since the epoch", usage.started),
-        ("process_virtual_memory_bytes", "gauge", "Virtual memory in bytes", usage.virtual_bytes as f64),
-        (
-            "process_virtual_memory_max_bytes",
-            "gauge",
-            "Limit of virtual memory in bytes",
-            usage.virtual_max.map_or(u64::MAX as f64, |limit| limit as f64),
-        ),
-    ] {
-        head(out, name, kind, help);
-        sample(out, name, "", value);
-    }
-}
-
-/// Two families from one pass over the kernel's counters: the second is gathered aside and appended.
-fn service_traffic(out: &mut String, source: &TrafficSource) {
-    let [packets, bytes] = ["kubeproxy_service_port_packets_total", "kubeproxy_service_port_bytes_total"];
-    head(out, packets, "counter", "Packets that opened connections to a Service port");
-    let mut second = String::new();
-    head(&mut second, bytes, "counter", "Bytes of the packets that opened connections to a Service port");
-    let mut labels = String::new();
-    source(&mut |traffic| {
-        labels.clear();
-        label(&mut labels, "namespace", traffic.port.service.namespace());
-        label(&mut labels, "service", traffic.port.service.name());
-        label(&mut labels, "port", &traffic.port.port);
-        label(&mut labels, "protocol", traffic.port.protocol.as_str());
-        label(&mut labels, "ip_family", traffic.family.as_str());
-        sample(out, packets, &labels, traffic.packets as f64);
-        sample(&mut second, bytes, &labels, traffic.bytes as f64);
-    });
-    out.push_str(&second);
 }

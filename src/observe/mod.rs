@@ -9,6 +9,7 @@ pub mod http;
 pub mod log;
 pub mod metrics;
 pub mod pages;
+pub mod scrape;
 pub mod service_health;
 pub mod systemd;
 pub mod time;

@@ -205,7 +205,7 @@ mod tests {
     use std::time::{Duration, Instant, UNIX_EPOCH};
 
     use super::*;
-    use crate::observe::metrics::Build;
+    use crate::observe::scrape::Build;
     use crate::observe::time::Moment;
 
     fn pages() -> Pages {

@@ -268,13 +268,14 @@ mod tests {
 
     #[test]
     fn node_ports_are_looked_for_on_this_node_only() {
-        let stale = stale(Some(&dns("10.1.0.1:53")), Some(&dns("10.1.0.2:53")));
+        let stale = stale(Some(&dns("10.1.0.1:53 10.1.0.3:53 10.1.0.4:31000")), Some(&dns("10.1.0.2:53 10.1.0.3:53")));
         for (about, destination, answering, expected) in [
             ("passing through, not translated", "8.8.8.8:31000", "itself", false),
             ("passing through, translated by others", "8.8.8.8:31000", "10.7.7.7:31000", false),
-            ("a pod of the Service on that very port", "10.1.0.1:31000", "itself", false),
+            ("straight to a former endpoint on that very port", "10.1.0.4:31000", "itself", false),
             ("an address that the node has lost", "192.0.2.250:31000", "10.1.0.1:53", true),
             ("the same, to one that serves", "192.0.2.250:31000", "10.1.0.2:53", false),
+            ("the same, to one that serves as before", "192.0.2.250:31000", "10.1.0.3:53", false),
             ("another port of the node", "192.0.2.1:31001", "10.1.0.1:53", false),
             ("a server of the node itself on that port", "192.0.2.1:31000", "itself", true),
             ("a ClusterIP on that port", "10.96.0.77:31000", "10.1.0.5:31000", false),

@@ -21,7 +21,8 @@ use smol::Async;
 use smol_hyper::rt::FuturesIo;
 
 use super::auth::Access;
-use super::http::{Error, Limits};
+use super::http::Limits;
+use super::refusal::Error;
 use super::tls;
 
 /// Bytes read from the socket at a time: two TLS records.

@@ -1,21 +1,20 @@
-//! Requests to the API server: plain ones over a connection that is kept, and streams with a connection each.
+//! Requests to the API server: plain ones, a series of them over one connection, and streams with a connection each.
 //!
 //! Knows status codes and time limits, nothing of what is asked or answered. Compression is not asked for: API servers
 //! never compress watches, and what is big comes by watch.
 
-use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, DATE, HOST, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
-use hyper::{Method, Request, Response, StatusCode};
-use kube::core::Status;
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, DATE, HOST, HeaderMap, HeaderValue, USER_AGENT};
+use hyper::{Method, Request, Response};
 
 use super::auth::Access;
 use super::connect::{Connection, within};
+use super::refusal::{Chain, Error, Refusal};
 
 /// Most that an error page may say.
 const LARGEST_ERROR: usize = 64 * 1024;
@@ -64,8 +63,12 @@ pub struct Client {
     user_agent: HeaderValue,
     authority: String,
     observer: Option<Observer>,
-    /// The connection that carried the last plain request.
-    idle: RefCell<Option<Connection>>,
+}
+
+/// Plain requests, one after another, over one connection as long as the server keeps it open.
+pub(super) struct Session<'c> {
+    client: &'c Client,
+    kept: Option<Connection>,
 }
 
 /// An answer that keeps coming.
@@ -73,26 +76,6 @@ pub struct Stream {
     server: String,
     connection: Connection,
     body: Incoming,
-}
-
-/// Why a request failed.
-#[derive(Debug)]
-pub enum Error {
-    /// There was no answer, or it broke off.
-    Unreachable(String),
-    /// The server answered that it will not.
-    Refused(Refusal),
-}
-
-/// An answer that is not the one asked for.
-#[derive(Debug)]
-pub struct Refusal {
-    /// HTTP status code.
-    pub code: u16,
-    /// In the server's words.
-    pub message: String,
-    /// When it wants to be asked again.
-    pub retry_after: Option<Duration>,
 }
 
 // === impl Limits ===
@@ -117,7 +100,7 @@ impl Client {
     /// A client that has not connected yet.
     pub fn new(access: Access, limits: Limits, observer: Option<Observer>) -> Self {
         let authority = access.server().authority();
-        Self { access, limits, user_agent: user_agent(), authority, observer, idle: RefCell::new(None) }
+        Self { access, limits, user_agent: user_agent(), authority, observer }
     }
 
     /// What it was made with.
@@ -135,15 +118,7 @@ impl Client {
     /// # Errors
     /// When there is no answer, or one that is not 2xx.
     pub async fn get(&self, path: &str) -> Result<Vec<u8>, Error> {
-        self.plain(Method::GET, path, Bytes::new()).await.map(|(_, body)| body)
-    }
-
-    /// Creates an object from JSON.
-    ///
-    /// # Errors
-    /// When there is no answer, or one that is not 2xx.
-    pub async fn post(&self, path: &str, json: Vec<u8>) -> Result<(), Error> {
-        self.plain(Method::POST, path, json.into()).await.map(|_| ())
+        self.session().get(path).await
     }
 
     /// The server's clock, to the second.
@@ -151,7 +126,7 @@ impl Client {
     /// # Errors
     /// When there is no answer, or one without a date.
     pub async fn server_time(&self) -> Result<SystemTime, Error> {
-        let (headers, _) = self.plain(Method::GET, "/version", Bytes::new()).await?;
+        let (headers, _) = self.session().request(Method::GET, "/version", Bytes::new()).await?;
         let date = headers.get(DATE).and_then(|date| date.to_str().ok());
         date.and_then(|date| httpdate::parse_http_date(date).ok())
             .ok_or_else(|| self.unreachable(&"its answer has no date"))
@@ -170,35 +145,9 @@ impl Client {
         Err(self.refusal(connection, response).await)
     }
 
-    async fn plain(&self, method: Method, path: &str, body: Bytes) -> Result<(HeaderMap, Vec<u8>), Error> {
-        let (mut connection, response) = self.send_kept(&method, path, &body).await?;
-        if !response.status().is_success() {
-            return Err(self.refusal(connection, response).await);
-        }
-        let (head, mut incoming) = response.into_parts();
-        let bytes = self.read_all(&mut connection, &mut incoming, LARGEST_BODY).await?;
-        if connection.reusable(&incoming) {
-            self.idle.replace(Some(connection));
-        }
-        Ok((head.headers, bytes))
-    }
-
-    /// Uses the kept connection if it still works; the server may have closed it in the meantime.
-    async fn send_kept(
-        &self,
-        method: &Method,
-        path: &str,
-        body: &Bytes,
-    ) -> Result<(Connection, Response<Incoming>), Error> {
-        let kept = self.idle.take();
-        if let Some(mut connection) = kept
-            && let Ok(response) = self.send(&mut connection, method, path, body).await
-        {
-            return Ok((connection, response));
-        }
-        let mut connection = self.connect().await?;
-        let response = self.send(&mut connection, method, path, body).await?;
-        Ok((connection, response))
+    /// Begins a series of plain requests.
+    pub(super) fn session(&self) -> Session<'_> {
+        Session { client: self, kept: None }
     }
 
     async fn connect(&self) -> Result<Connection, Error> {
@@ -296,6 +245,49 @@ fn user_agent() -> HeaderValue {
     HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("kube-proxy"))
 }
 
+// === impl Session ===
+
+impl Session<'_> {
+    /// Reads something small enough to be held in memory at once.
+    pub async fn get(&mut self, path: &str) -> Result<Vec<u8>, Error> {
+        self.request(Method::GET, path, Bytes::new()).await.map(|(_, body)| body)
+    }
+
+    /// Creates an object from JSON.
+    pub async fn post(&mut self, path: &str, json: Vec<u8>) -> Result<(), Error> {
+        self.request(Method::POST, path, json.into()).await.map(|_| ())
+    }
+
+    async fn request(&mut self, method: Method, path: &str, body: Bytes) -> Result<(HeaderMap, Vec<u8>), Error> {
+        let client = self.client;
+        let (mut connection, response) = self.send(&method, path, &body).await?;
+        if !response.status().is_success() {
+            return Err(client.refusal(connection, response).await);
+        }
+        let (head, mut incoming) = response.into_parts();
+        let bytes = client.read_all(&mut connection, &mut incoming, LARGEST_BODY).await?;
+        self.kept = connection.reusable(&incoming).then_some(connection);
+        Ok((head.headers, bytes))
+    }
+
+    /// Uses the kept connection if it still works: the server may have closed it in the meantime.
+    async fn send(
+        &mut self,
+        method: &Method,
+        path: &str,
+        body: &Bytes,
+    ) -> Result<(Connection, Response<Incoming>), Error> {
+        if let Some(mut connection) = self.kept.take()
+            && let Ok(response) = self.client.send(&mut connection, method, path, body).await
+        {
+            return Ok((connection, response));
+        }
+        let mut connection = self.client.connect().await?;
+        let response = self.client.send(&mut connection, method, path, body).await?;
+        Ok((connection, response))
+    }
+}
+
 // === impl Stream ===
 
 impl Stream {
@@ -315,75 +307,5 @@ impl Stream {
     /// An error that names the server.
     pub fn fail(&self, what: fmt::Arguments<'_>) -> Error {
         Error::Unreachable(format!("API server {}: {what}", self.server))
-    }
-}
-
-// === impl Error ===
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unreachable(what) => f.write_str(what),
-            Self::Refused(refusal) => refusal.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for Error {}
-
-// === impl Refusal ===
-
-impl Refusal {
-    /// From the head and the body of an answer, which may be a Status or anything at all.
-    fn new(code: StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
-        let status = serde_json::from_slice::<Status>(body).ok().filter(|status| !status.message.is_empty());
-        let seconds = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-        let mut refusal = match status {
-            Some(status) => Self::from(status),
-            None => Self {
-                code: 0,
-                message: String::from_utf8_lossy(body).lines().next().unwrap_or_default().trim().to_owned(),
-                retry_after: None,
-            },
-        };
-        refusal.code = code.as_u16();
-        refusal.retry_after = seconds.map(Duration::from_secs).or(refusal.retry_after);
-        refusal
-    }
-}
-
-impl From<Status> for Refusal {
-    fn from(status: Status) -> Self {
-        let seconds = status.details.map_or(0, |details| details.retry_after_seconds);
-        let retry_after = (seconds > 0).then(|| Duration::from_secs(seconds.into()));
-        Self { code: status.code, message: status.message, retry_after }
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hint = match self.code {
-            401 => "; check the token or client certificate in the kubeconfig",
-            403 => "; grant this user ClusterRole system:node-proxier",
-            _ => "",
-        };
-        write!(f, "API server answers {}: {:?}{hint}", self.code, self.message)
-    }
-}
-
-/// An error with all its causes, which hyper leaves out.
-struct Chain<'a>(&'a dyn std::error::Error);
-
-// === impl Chain ===
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
     }
 }

@@ -55,7 +55,7 @@ impl Manifests {
     pub(super) async fn follow(mut self, node_name: String, events: Sender<Event>) {
         let mut decoder = Decoder::new(&node_name);
         loop {
-            self.read(&mut decoder);
+            self.read(&node_name, &mut decoder);
             if self.tell(&events).await.is_err() {
                 return;
             }
@@ -96,7 +96,7 @@ impl Manifests {
         }
     }
 
-    fn read(&mut self, decoder: &mut Decoder) {
+    fn read(&mut self, node_name: &str, decoder: &mut Decoder) {
         let paths = match manifest_files(&self.folder) {
             Ok(paths) => paths,
             Err(error) => return log::warn!("manifests folder {}: {error}; nothing is changed", self.folder.display()),
@@ -105,7 +105,10 @@ impl Manifests {
         for path in paths {
             match fs::read_to_string(&path).map_err(|error| error.to_string()).and_then(|text| parse(&path, &text)) {
                 Ok(objects) => {
-                    let found = objects.iter().filter_map(|object| decode(&path, object, decoder)).collect();
+                    let ours = objects
+                        .iter()
+                        .filter(|object| object["kind"] != "Node" || object["metadata"]["name"] == *node_name);
+                    let found = ours.filter_map(|object| decode(&path, object, decoder)).collect();
                     self.files.insert(path, found);
                 }
                 Err(why) => {
@@ -204,7 +207,7 @@ fn decode(path: &Path, object: &Value, decoder: &mut Decoder) -> Option<(Kind, E
         metadata.entry("namespace").or_insert_with(|| "default".into());
     }
     match decoder.object(kind, &object.to_string()) {
-        Ok(Event::Node(None) | Event::Service(_, None) | Event::EndpointSlice(_, None)) => None,
+        Ok(Event::Service(_, None) | Event::EndpointSlice(_, None)) => None,
         Ok(event) => Some((kind, event)),
         Err(bad) => {
             log::error!("manifest {shown}: {kind:?} {bad}");

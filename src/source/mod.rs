@@ -9,14 +9,16 @@ mod http;
 mod lines;
 mod manifests;
 mod notice;
+mod refusal;
 mod tls;
 mod trouble;
 mod watch;
 
 pub use auth::{Access, Error as AccessError, Server};
-pub use http::{Client, Error as RequestError, Exchange, Limits, Observer, Refusal};
+pub use http::{Client, Exchange, Limits, Observer};
 pub use manifests::Manifests;
 pub use notice::{Notice, Regarding};
+pub use refusal::{Error as RequestError, Refusal};
 
 use std::rc::Rc;
 

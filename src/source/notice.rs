@@ -9,7 +9,8 @@ use k8s_openapi::api::events::v1::Event as ApiEvent;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 
-use super::http::{Client, Error};
+use super::http::Client;
+use super::refusal::Error;
 use crate::model::ObjectName;
 
 /// Attempts to send one event, and the time between them (contract 15.3).
@@ -51,8 +52,9 @@ impl Client {
         let namespace = event.metadata.namespace.clone().unwrap_or_default();
         let path = format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events");
         let body = serde_json::to_vec(&event).expect("an event has only strings and times, which are valid JSON");
+        let mut session = self.session();
         for attempt in 1..=ATTEMPTS {
-            match self.post(&path, body.clone()).await {
+            match session.post(&path, body.clone()).await {
                 Ok(()) => return,
                 // It arrived, only the answer did not.
                 Err(Error::Refused(refusal)) if refusal.code == 409 => return,

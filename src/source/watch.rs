@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use smol::channel::Sender;
 
 use super::decode::{BadObject, Decoder, Line};
-use super::http::{Client, Error, Refusal, Stream};
+use super::http::{Client, Stream};
 use super::lines::Lines;
+use super::refusal::{Error, Refusal};
 use super::trouble::{Backoff, Troubles};
 use crate::model::{Event, Kind};
 
@@ -176,6 +177,8 @@ impl Watch {
 
     async fn list(&mut self) -> Result<(), End> {
         self.tell(Event::ListStart(self.kind)).await?;
+        let client = Rc::clone(&self.client);
+        let mut session = client.session();
         let mut next = String::new();
         loop {
             let mut path = format!("{}limit={}", self.resource, self.client.limits().page);
@@ -183,7 +186,7 @@ impl Watch {
                 path.push_str("&continue=");
                 path.push_str(&encode(&next));
             }
-            let body = self.client.get(&path).await.map_err(End::Failed)?;
+            let body = session.get(&path).await.map_err(End::Failed)?;
             let page = self.decoder.page(self.kind, &body).map_err(|error| {
                 let (server, kind) = (self.client.server(), self.kind);
                 End::Failed(Error::Unreachable(format!(

@@ -1,8 +1,10 @@
 //! A small Kubernetes API server with real TLS, and with the faults that real ones have. It keeps the promises a watch
 //! relies on: resource versions, bookmarks, streaming lists, pages, 410 once history is forgotten.
 
+mod wire;
+
 use std::collections::BTreeMap;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufReader, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
@@ -16,6 +18,7 @@ use futures_rustls::rustls::{RootCertStore, ServerConfig, ServerConnection, Stre
 use serde_json::{Value, json};
 
 use super::certificates::{Authority, Identity};
+use wire::{Request, Wire, read_request, send};
 
 /// The bearer token that is accepted at first.
 pub const TOKEN: &str = "first-token";
@@ -65,25 +68,6 @@ struct State {
     requests: Vec<Request>,
     events: Vec<Value>,
     connections: Vec<TcpStream>,
-}
-
-/// A request as it came.
-#[derive(Clone, Debug)]
-pub struct Request {
-    pub method: String,
-    pub path: String,
-    pub headers: BTreeMap<String, String>,
-    /// Presented a certificate.
-    pub certified: bool,
-    /// Which connection it came over.
-    pub peer: SocketAddr,
-    /// The status that it was answered with.
-    pub answer: u16,
-}
-
-enum Wire {
-    Plain(TcpStream),
-    Tls(Box<StreamOwned<ServerConnection, TcpStream>>),
 }
 
 // === impl ApiServer ===
@@ -253,8 +237,8 @@ impl ApiServer {
         drop(state);
         self.shared.changed.notify_all();
         // Wakes the listener up, which then closes. It may be gone already.
-        let _closed = TcpStream::connect(self.address);
-        while TcpStream::connect(self.address).is_ok() {
+        let _closed = TcpStream::connect_timeout(&self.address, Duration::from_secs(1));
+        while TcpStream::connect_timeout(&self.address, Duration::from_secs(1)).is_ok() {
             thread::yield_now();
         }
     }
@@ -376,27 +360,6 @@ fn serve(shared: &Shared, connection: TcpStream) -> io::Result<()> {
         answer(shared, &mut request, &mut wire)?;
     }
     Ok(())
-}
-
-fn read_request(wire: &mut BufReader<Wire>, peer: SocketAddr) -> io::Result<Option<(Request, Vec<u8>)>> {
-    let mut line = String::new();
-    if wire.read_line(&mut line)? == 0 {
-        return Ok(None);
-    }
-    let mut words = line.split(' ');
-    let (method, path) = (words.next().unwrap_or_default().to_owned(), words.next().unwrap_or_default().to_owned());
-    let mut headers = BTreeMap::new();
-    loop {
-        let mut line = String::new();
-        wire.read_line(&mut line)?;
-        let Some((name, value)) = line.trim_end().split_once(": ") else { break };
-        headers.insert(name.to_lowercase(), value.to_owned());
-    }
-    let length = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
-    let mut body = vec![0; length];
-    wire.read_exact(&mut body)?;
-    let certified = wire.get_ref().certified();
-    Ok(Some((Request { method, path, headers, certified, peer, answer: 0 }, body)))
 }
 
 fn answer(shared: &Shared, (request, body): &mut (Request, Vec<u8>), wire: &mut BufReader<Wire>) -> io::Result<()> {
@@ -531,54 +494,6 @@ fn watch(
                 return Err(io::ErrorKind::ConnectionReset.into());
             }
             send(wire, change, &object, piece)?;
-        }
-    }
-}
-
-fn send(wire: &mut Wire, change: &str, object: &Value, piece: usize) -> io::Result<()> {
-    // The type comes first, as real servers write it.
-    let line = format!("{{\"type\":\"{change}\",\"object\":{object}}}\n");
-    for part in line.as_bytes().chunks(piece) {
-        write!(wire, "{:x}\r\n", part.len())?;
-        wire.write_all(part)?;
-        wire.write_all(b"\r\n")?;
-        wire.flush()?;
-    }
-    Ok(())
-}
-
-// === impl Wire ===
-
-impl Wire {
-    fn certified(&self) -> bool {
-        match self {
-            Self::Plain(_) => false,
-            Self::Tls(stream) => stream.conn.peer_certificates().is_some(),
-        }
-    }
-}
-
-impl Read for Wire {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Plain(stream) => stream.read(buffer),
-            Self::Tls(stream) => stream.read(buffer),
-        }
-    }
-}
-
-impl Write for Wire {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Plain(stream) => stream.write(bytes),
-            Self::Tls(stream) => stream.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::Plain(stream) => stream.flush(),
-            Self::Tls(stream) => stream.flush(),
         }
     }
 }

@@ -4,4 +4,7 @@
 pub mod apiserver;
 pub mod certificates;
 pub mod follower;
+pub mod lab;
 pub mod netns;
+pub mod plans;
+pub mod reader;

@@ -1,4 +1,4 @@
-//! Short names for the `nftables` crate's vocabulary, so that the rules in [`super::layout`] read like nft's own text.
+//! Short names for the `nftables` crate's vocabulary, so that rules read like nft's own text.
 //!
 //! Says how things are spelled, never what the rules are.
 
@@ -15,8 +15,8 @@ use nftables::stmt::{
 };
 use nftables::types::RejectCode;
 
-use crate::kernel::nftrule::{Learn, LearnAction, Step};
-use crate::model::Family;
+use super::nftables::TableFamily;
+use super::nftrule::{Learn, LearnAction, Step};
 
 /// An expression that lives as long as the program cares.
 pub type Value = Expression<'static>;
@@ -50,8 +50,8 @@ pub fn map(key: Value, name: &str) -> Value {
 }
 
 /// `VALUE & MASK`.
-pub fn and(value: Value, mask: u32) -> Value {
-    Expression::BinaryOperation(Box::new(BinaryOperation::AND(value, Expression::Number(mask))))
+pub fn and(value: Value, mask: Value) -> Value {
+    Expression::BinaryOperation(Box::new(BinaryOperation::AND(value, mask)))
 }
 
 /// `VALUE | BITS`.
@@ -124,16 +124,21 @@ pub fn goto(chain: &'static str) -> Step {
     Statement::Goto(JumpTarget { target: chain.into() }).into()
 }
 
+/// `accept`.
+pub fn accept() -> Step {
+    Statement::Accept(None).into()
+}
+
 /// `drop`.
 pub fn drop() -> Step {
     Statement::Drop(None).into()
 }
 
 /// `reject`: port unreachable.
-pub fn reject(family: Family) -> Step {
+pub fn reject(family: TableFamily) -> Step {
     let kind = match family {
-        Family::V4 => RejectType::ICMP,
-        Family::V6 => RejectType::ICMPv6,
+        TableFamily::Ip => RejectType::ICMP,
+        TableFamily::Ip6 => RejectType::ICMPv6,
     };
     Statement::Reject(Some(Reject::new(Some(kind), Some(RejectCode::PortUnreach)))).into()
 }
@@ -145,10 +150,10 @@ pub fn masquerade() -> Step {
 }
 
 /// `dnat ip to ADDRESS-AND-PORT`.
-pub fn dnat(family: Family, to: Value) -> Step {
+pub fn dnat(family: TableFamily, to: Value) -> Step {
     let family = match family {
-        Family::V4 => NATFamily::IP,
-        Family::V6 => NATFamily::IP6,
+        TableFamily::Ip => NATFamily::IP,
+        TableFamily::Ip6 => NATFamily::IP6,
     };
     Statement::DNAT(Some(NAT { addr: Some(to), family: Some(family), port: None, flags: None })).into()
 }
@@ -166,6 +171,16 @@ pub fn text(value: impl Into<Cow<'static, str>>) -> Value {
 /// A constant number.
 pub fn number(value: u32) -> Value {
     Expression::Number(value)
+}
+
+/// A constant of the kind that `meta priority` holds, as nft writes it.
+pub fn classid(value: u32) -> Value {
+    text(classid_text(value))
+}
+
+/// How nft writes a value of `meta priority`: two hexadecimal halves.
+pub fn classid_text(value: u32) -> String {
+    if value == 0 { "none".to_owned() } else { format!("{:x}:{:x}", value >> 16, value & 0xffff) }
 }
 
 /// `10.244.0.0/16`; a range of one host is written as its address, as nft does.

@@ -1,0 +1,93 @@
+//! The three modes, side by side: the only place that knows all backends.
+//!
+//! Picks and constructs; what a backend does is its own affair.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::backend::{Backend, Error};
+use crate::config::{self, Config, Mode};
+use crate::iptables::{self, Iptables};
+use crate::ipvs::{self, Ipvs};
+use crate::kernel::sysctl;
+use crate::model::Family;
+use crate::nftables::{self, Table};
+
+/// Removes what a family's former modes left behind.
+pub type Leftovers = fn(Family) -> Result<(), Error>;
+
+/// The families that this node has, and the mode can serve (contract 3.3).
+pub fn families(mode: Mode) -> Vec<Family> {
+    let v6 = Path::new("/proc/net/if_inet6").exists()
+        && std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6").map_or(true, |text| text.trim() != "1");
+    let served =
+        |family: &Family| (*family == Family::V4 || v6) && (mode != Mode::Iptables || iptables::supported(*family));
+    Family::ALL.into_iter().filter(served).collect()
+}
+
+/// The backend of a family in the configured mode, ready for its first sync.
+///
+/// # Errors
+/// One line that says what this node lacks.
+pub fn backend(config: &Config, family: Family) -> Result<Box<dyn Backend>, String> {
+    let backend: Result<Box<dyn Backend>, Error> = match config.mode {
+        Mode::Nftables => {
+            nftables::check_kernel()?;
+            Table::new(family).map(|table| Box::new(table) as _)
+        }
+        Mode::Iptables => Iptables::new(family, iptables_options(config)).map(|rules| Box::new(rules) as _),
+        Mode::Ipvs => ipvs_options(&config.ipvs)
+            .and_then(|options| Ipvs::new(family, options))
+            .and_then(|mut servers| servers.start().map(|()| Box::new(servers) as _)),
+    };
+    backend.map_err(|error| error.to_string())
+}
+
+/// What has to go once the rules of this mode are in place.
+pub fn leftovers(mode: Mode) -> Leftovers {
+    match mode {
+        Mode::Nftables => |family| iptables::cleanup(family).and(remove_ipvs(family)),
+        Mode::Iptables => |family| remove_nftables(family).and(remove_ipvs(family)),
+        Mode::Ipvs => |family| remove_nftables(family).and(iptables::cleanup(family)),
+    }
+}
+
+/// Removes what any mode ever programmed (contract 2.6). Tries everything before it complains.
+///
+/// # Errors
+/// What could not be removed.
+pub fn cleanup() -> Result<(), String> {
+    let steps: [Leftovers; 3] = [remove_nftables, iptables::cleanup, remove_ipvs];
+    let outcomes = Family::ALL.into_iter().flat_map(|family| steps.map(|step| step(family)));
+    let failures: Vec<String> = outcomes.filter_map(Result::err).map(|error| error.to_string()).collect();
+    match &failures[..] {
+        [] => Ok(()),
+        failures => Err(format!("encountered an error while tearing down rules: {}", failures.join("; "))),
+    }
+}
+
+fn remove_nftables(family: Family) -> Result<(), Error> {
+    Table::new(family).and_then(|mut table| table.cleanup())
+}
+
+fn remove_ipvs(family: Family) -> Result<(), Error> {
+    Ipvs::new(family, ipvs::Options::default()).and_then(|mut servers| servers.cleanup())
+}
+
+fn iptables_options(config: &Config) -> iptables::Options {
+    let liberal = sysctl::read(Path::new("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal"));
+    iptables::Options {
+        localhost_node_ports: config.localhost_node_ports,
+        tcp_be_liberal: liberal.is_ok_and(|value| value != 0),
+    }
+}
+
+fn ipvs_options(config: &config::Ipvs) -> Result<ipvs::Options, Error> {
+    let seconds = |timeout: Option<Duration>| timeout.map_or(0, |timeout| timeout.as_secs() as u32);
+    Ok(ipvs::Options {
+        scheduler: ipvs::Scheduler::parse(&config.scheduler).map_err(|malformed| Error(malformed.to_string()))?,
+        exclude: config.exclude_cidrs.clone(),
+        strict_arp: config.strict_arp,
+        timeouts: [config.tcp_timeout, config.tcp_fin_timeout, config.udp_timeout].map(seconds),
+    })
+}

@@ -1,0 +1,363 @@
+//! The IPVS backend: virtual servers over generic netlink, their addresses on a dummy device, and a small nftables
+//! table for what IPVS cannot do.
+//!
+//! [`wanted`] is what a Service asks for, [`servers`] writes virtual servers, [`filter`] the elements of [`rules`]. This
+//! module keeps what was programmed and writes the differences. It holds no policy.
+
+mod filter;
+mod rules;
+mod scheduler;
+mod servers;
+mod setup;
+mod state;
+mod wanted;
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+pub use scheduler::{Malformed, Scheduler};
+
+use filter::Filter;
+use servers::{Outcome, Servers};
+use state::{Around, Changes, State};
+use wanted::Wanted;
+
+use crate::backend::{Backend, Error, Report};
+use crate::kernel::dummy::Dummy;
+use crate::kernel::ipvs::{Settings, VirtualServer};
+use crate::kernel::links;
+use crate::model::Family;
+use crate::plan::{NodeFacts, NodePortAddresses, PortPlan, ServicePlan};
+
+/// The device that has the virtual addresses.
+pub const DEVICE: &str = "kube-ipvs0";
+
+/// How often leaving real servers are looked at (contract 10.4).
+const LOOK: Duration = Duration::from_secs(60);
+
+/// Configuration of IPVS mode.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// For Services that do not name another.
+    pub scheduler: Scheduler,
+    /// Virtual servers in these ranges are somebody else's.
+    pub exclude: Vec<IpNet>,
+    /// Answer ARP only for addresses of the interface that is asked.
+    pub strict_arp: bool,
+    /// Timeouts of idle connections in seconds: TCP, TCP after FIN, UDP. 0 leaves the kernel's.
+    pub timeouts: [u32; 3],
+}
+
+/// Programs one family.
+pub struct Ipvs {
+    family: Family,
+    options: Options,
+    device: Dummy,
+    filter: Filter,
+    servers: Option<Servers>,
+    state: Option<State>,
+}
+
+// === impl Options ===
+
+impl Default for Options {
+    fn default() -> Self {
+        let scheduler = Scheduler { name: "rr".into(), flags: 0 };
+        Self { scheduler, exclude: Vec::new(), strict_arp: false, timeouts: [0; 3] }
+    }
+}
+
+// === impl Ipvs ===
+
+impl Ipvs {
+    /// Opens the doors to the kernel; changes nothing.
+    ///
+    /// # Errors
+    /// When the kernel has no rtnetlink or nf_tables, or we may not use them.
+    pub fn new(family: Family, options: Options) -> Result<Self, Error> {
+        let device = Dummy::new(DEVICE).map_err(|error| Error(format!("cannot open rtnetlink: {error}")))?;
+        Ok(Self { family, options, device, filter: Filter::open(family)?, servers: None, state: None })
+    }
+
+    /// Checks and prepares the kernel (contract 10.1, 10.2). To be called once before the first [`Backend::replace`].
+    ///
+    /// # Errors
+    /// When this kernel cannot do it; the message says what is missing.
+    pub fn start(&mut self) -> Result<(), Error> {
+        let mut servers = setup::open()?.ok_or_else(|| {
+            Error(
+                "the kernel has no IPVS: load the module ip_vs on the host (modprobe ip_vs), or use mode nftables"
+                    .into(),
+            )
+        })?;
+        setup::prepare(&mut servers, &self.options)?;
+        let name = &self.options.scheduler.name;
+        match servers.has(&self.options.scheduler) {
+            Ok(true) => {}
+            Ok(false) => {
+                return Err(Error(format!(
+                    "can't use the IPVS proxier: the kernel has no scheduler {name}: load the module ip_vs_{name} on \
+                     the host, or choose another with ipvs.scheduler"
+                )));
+            }
+            Err(error) => return Err(Error(format!("can't use the IPVS proxier: scheduler {name}: {error}"))),
+        }
+        self.servers = Some(servers);
+        Ok(())
+    }
+
+    fn wanted(&mut self, plan: &ServicePlan) -> Result<Wanted, Error> {
+        let (default, servers) = (&self.options.scheduler, opened(&mut self.servers)?);
+        Ok(Wanted::new(plan, |port| scheduler_of(port, default, servers)))
+    }
+
+    /// Reads what the node has: our device with its addresses, and addresses elsewhere.
+    fn look_around(&mut self, facts: &NodeFacts) -> Result<(Around, HashSet<IpAddr>), Error> {
+        let device = self.device.create().map_err(|error| {
+            Error(format!("cannot create the device {DEVICE}: {error}; the kernel needs the module dummy"))
+        })?;
+        let found = links::addresses().map_err(|error| Error(format!("cannot list the node's addresses: {error}")))?;
+        let (ours, others): (Vec<_>, Vec<_>) = found
+            .into_iter()
+            .filter(|address| Family::of(&address.address) == self.family)
+            .partition(|address| address.index == device);
+        let elsewhere: HashSet<IpAddr> = others.iter().map(|address| address.address).collect();
+        let node_addresses = match &facts.node_port_addresses {
+            NodePortAddresses::All => elsewhere.iter().copied().filter(serves_node_ports).collect(),
+            NodePortAddresses::Only(addresses) => addresses.clone(),
+        };
+        let ours = ours.into_iter().map(|address| address.address).collect();
+        Ok((Around { device, elsewhere, node_addresses }, ours))
+    }
+
+    /// Makes the virtual servers those of `state`, and no others.
+    fn replace_servers(&mut self, state: &State) -> io::Result<Outcome> {
+        let mut held: HashMap<VirtualServer, Settings> = self.virtual_servers()?.into_iter().collect();
+        let Some(servers) = &mut self.servers else { return Ok(Outcome::default()) };
+        // An external IP that is the node's own may meet a NodePort of the same number: the first has it.
+        let mut done = HashSet::new();
+        for (entrance, server) in state.servers() {
+            for at in state.at(entrance).filter(|at| done.insert(*at)) {
+                match held.remove(&at) {
+                    None => servers.add(at, server)?,
+                    Some(settings) => servers.correct(at, &settings, server)?,
+                }
+            }
+        }
+        for at in held.into_keys() {
+            if !is_excluded(&self.options, &at) {
+                servers.remove(at)?;
+            }
+        }
+        servers.finish()
+    }
+
+    /// All virtual servers of the family, whoever made them.
+    fn virtual_servers(&mut self) -> io::Result<Vec<(VirtualServer, Settings)>> {
+        let Some(servers) = &mut self.servers else { return Ok(Vec::new()) };
+        let mut found = servers.ipvs().virtual_servers()?;
+        found.retain(|(server, _)| Family::of(&server.address) == self.family);
+        Ok(found)
+    }
+
+    fn update_servers(&mut self, state: &State, changes: &Changes) -> io::Result<Outcome> {
+        let Some(servers) = &mut self.servers else { return Ok(Outcome::default()) };
+        for (entrance, change) in changes.servers() {
+            for at in state.at(entrance) {
+                match (&change.before, &change.after) {
+                    (Some(before), Some(after)) => {
+                        if before.settings != after.settings || before.endpoints != after.endpoints {
+                            servers.correct(at, &before.settings, after)?;
+                        }
+                    }
+                    (None, Some(after)) => servers.add(at, after)?,
+                    (Some(_), None) => servers.remove(at)?,
+                    (None, None) => {}
+                }
+            }
+        }
+        servers.finish()
+    }
+
+    /// Changes the device's addresses. Returns how many.
+    fn change_addresses(&mut self, device: u32, gone: &[IpAddr], added: &[IpAddr]) -> Result<usize, Error> {
+        let changed = self.device.add(device, added).and_then(|()| self.device.remove(device, gone));
+        changed.map_err(|error| Error(format!("cannot change the addresses of {DEVICE}: {error}")))?;
+        Ok(gone.len() + added.len())
+    }
+
+    fn apply(&mut self, state: &mut State, changed: &[ServicePlan]) -> Result<Report, Error> {
+        let mut changes = Changes::default();
+        for plan in changed {
+            let wanted = self.wanted(plan)?;
+            state.change(plan.name.clone(), wanted, &mut changes);
+        }
+        let records = changes.records(state);
+        let mut report = Report { changes: self.filter.update(records.gone, records.added)?, ..Report::default() };
+        let outcome = self.update_servers(state, &changes).map_err(|error| servers_failed(&error))?;
+        note(state, outcome, &mut report)?;
+        let addresses = changes.addresses(state);
+        report.changes += self.change_addresses(state.device(), &addresses.gone, &addresses.added)?;
+        Ok(report)
+    }
+
+    fn load(
+        &mut self,
+        facts: &NodeFacts,
+        services: &mut dyn Iterator<Item = ServicePlan>,
+    ) -> Result<(State, Report), Error> {
+        let (around, mut held) = self.look_around(facts)?;
+        let mut state = State::new(around);
+        for plan in services {
+            let wanted = self.wanted(&plan)?;
+            state.change(plan.name, wanted, &mut Changes::default());
+        }
+        let mut report = Report { changes: self.filter.replace(facts, state.records())?, ..Report::default() };
+        let outcome = self.replace_servers(&state).map_err(|error| servers_failed(&error))?;
+        note(&state, outcome, &mut report)?;
+        let added: Vec<IpAddr> = state.addresses().filter(|address| !held.remove(address)).collect();
+        let gone: Vec<IpAddr> = held.into_iter().filter(|address| !is_link_local(address)).collect();
+        report.changes += self.change_addresses(state.device(), &gone, &added)?;
+        Ok((state, report))
+    }
+
+    /// Removes the virtual servers and addresses of the family, and the device when the other family has none there.
+    fn remove_servers(&mut self) -> Result<(), Error> {
+        let index = self.device.index().map_err(|error| Error(format!("cannot look for {DEVICE}: {error}")))?;
+        // Without the device nobody ran this mode, and the virtual servers are somebody else's.
+        let Some(index) = index else { return Ok(()) };
+        if self.servers.is_none() {
+            self.servers = setup::open()?;
+        }
+        let failed = |error: io::Error| servers_failed(&error);
+        let held = self.virtual_servers().map_err(failed)?;
+        if let Some(servers) = &mut self.servers {
+            for (at, _) in held.into_iter().filter(|(at, _)| !is_excluded(&self.options, at)) {
+                servers.remove(at).map_err(failed)?;
+            }
+            servers.finish().map_err(failed)?;
+        }
+        let addresses =
+            links::addresses().map_err(|error| Error(format!("cannot list the node's addresses: {error}")))?;
+        let (ours, others): (Vec<_>, Vec<_>) = addresses
+            .into_iter()
+            .filter(|address| address.index == index && !is_link_local(&address.address))
+            .map(|address| address.address)
+            .partition(|address| Family::of(address) == self.family);
+        if others.is_empty() {
+            return self.device.delete().map_err(|error| Error(format!("cannot remove {DEVICE}: {error}")));
+        }
+        self.change_addresses(index, &ours, &[]).map(drop)
+    }
+}
+
+// === impl Backend for Ipvs ===
+
+impl Backend for Ipvs {
+    fn replace(&mut self, facts: &NodeFacts, services: &mut dyn Iterator<Item = ServicePlan>) -> Result<Report, Error> {
+        self.state = None;
+        let (state, report) = self.load(facts, services)?;
+        self.state = Some(state);
+        Ok(report)
+    }
+
+    fn update(&mut self, changed: &[ServicePlan]) -> Result<Report, Error> {
+        let Some(mut state) = self.state.take() else {
+            return Err(Error("what the kernel holds is not known; it has to be read again".into()));
+        };
+        let report = self.apply(&mut state, changed)?;
+        self.state = Some(state);
+        Ok(report)
+    }
+
+    fn intact(&mut self) -> bool {
+        let Some(state) = &self.state else { return true };
+        let example = state.servers().flat_map(|(entrance, _)| state.at(entrance)).next();
+        let has_servers = match (&mut self.servers, example) {
+            (Some(servers), Some(at)) => servers.ipvs().has(&at).unwrap_or(true),
+            _ => true,
+        };
+        has_servers && self.filter.intact() && self.device.index().is_ok_and(|index| index == Some(state.device()))
+    }
+
+    fn tick(&mut self) -> Option<Duration> {
+        let servers = self.servers.as_mut().filter(|servers| servers.any_leaving())?;
+        match servers.retire().and_then(|waiting| servers.finish().map(|_| waiting)) {
+            Ok(waiting) => waiting.then_some(LOOK),
+            Err(error) => {
+                log::warn!("cannot look at leaving real servers of IPVS, which is tried again: {error}");
+                Some(LOOK)
+            }
+        }
+    }
+
+    fn cleanup(&mut self) -> Result<(), Error> {
+        self.state = None;
+        let outcomes = [self.remove_servers(), self.filter.remove()];
+        let failures: Vec<String> = outcomes.into_iter().filter_map(Result::err).map(|error| error.0).collect();
+        if failures.is_empty() { Ok(()) } else { Err(Error(failures.join("; "))) }
+    }
+}
+
+/// What a port names, if the kernel has it; else the configured one.
+fn scheduler_of(port: &PortPlan, default: &Scheduler, servers: &mut Servers) -> Scheduler {
+    let Some(text) = &port.scheduler else { return default.clone() };
+    let problem = match Scheduler::parse(text) {
+        Ok(scheduler) if scheduler.name == default.name => return scheduler,
+        Ok(scheduler) => match servers.has(&scheduler) {
+            Ok(true) => return scheduler,
+            Ok(false) => {
+                format!("the kernel has no scheduler {0}: load the module ip_vs_{0} on the host", scheduler.name)
+            }
+            Err(error) => format!("scheduler {}: {error}", scheduler.name),
+        },
+        Err(malformed) => malformed.to_string(),
+    };
+    log::warn!("Service port {} is balanced by {}: {problem}", port.name, default.name);
+    default.clone()
+}
+
+fn opened(servers: &mut Option<Servers>) -> Result<&mut Servers, Error> {
+    servers.as_mut().ok_or_else(|| Error("IPVS mode was not started".into()))
+}
+
+/// Every address but loopback and link-local ones (contract 6.3).
+fn serves_node_ports(address: &IpAddr) -> bool {
+    !address.is_loopback() && !is_link_local(address)
+}
+
+fn is_excluded(options: &Options, server: &VirtualServer) -> bool {
+    options.exclude.iter().any(|net| net.contains(&server.address))
+}
+
+fn is_link_local(address: &IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
+}
+
+fn servers_failed(error: &io::Error) -> Error {
+    Error(format!("cannot change the virtual servers of IPVS: {error}"))
+}
+
+/// Reports what became of virtual servers.
+fn note(state: &State, outcome: Outcome, report: &mut Report) -> Result<(), Error> {
+    report.changes += outcome.changes;
+    if outcome.stale {
+        return Err(Error("the virtual servers of IPVS were changed by another program; they are read again".into()));
+    }
+    if outcome.refused.is_empty() {
+        return Ok(());
+    }
+    for (entrance, server) in state.servers() {
+        for at in state.at(entrance) {
+            if let Some(why) = outcome.refused.get(&at) {
+                let what = format!("virtual server {} port {}: {why}", at.address, at.port);
+                report.set_aside.push((server.port.clone(), what));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,210 @@
+//! What was programmed for one family, and what a change of Services changes about it. Pure.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
+use std::net::IpAddr;
+use std::rc::Rc;
+
+use super::filter::{Record, record_of_address, record_of_endpoint, records_of};
+use super::wanted::{Entrance, Server, Wanted};
+use crate::kernel::ipvs::VirtualServer;
+use crate::model::ObjectName;
+
+/// What was programmed.
+#[derive(Default)]
+pub struct State {
+    services: HashMap<ObjectName, Wanted>,
+    addresses: Counts,
+    local_endpoints: Counts,
+    around: Around,
+}
+
+/// What the node has, apart from Services.
+#[derive(Default)]
+pub struct Around {
+    /// Index of our device.
+    pub device: u32,
+    /// Addresses of other devices: these need not be on ours.
+    pub elsewhere: HashSet<IpAddr>,
+    /// Addresses that serve NodePorts.
+    pub node_addresses: Vec<IpAddr>,
+}
+
+/// How often each address is wanted.
+#[derive(Default)]
+struct Counts(HashMap<IpAddr, u32>);
+
+/// What a number of changed Services changes.
+#[derive(Default)]
+pub struct Changes {
+    servers: HashMap<Entrance, Change>,
+    /// Touched, and whether they were wanted before.
+    addresses: HashMap<IpAddr, bool>,
+    local_endpoints: HashMap<IpAddr, bool>,
+}
+
+/// The server behind an entrance, before and after.
+#[derive(Default)]
+pub struct Change {
+    /// Before.
+    pub before: Option<Rc<Server>>,
+    /// After.
+    pub after: Option<Rc<Server>>,
+}
+
+/// Things that go and things that come.
+pub struct Difference<T> {
+    /// These go.
+    pub gone: Vec<T>,
+    /// These come.
+    pub added: Vec<T>,
+}
+
+// === impl State ===
+
+impl State {
+    /// Nothing programmed yet.
+    pub fn new(around: Around) -> Self {
+        Self { around, ..Self::default() }
+    }
+
+    /// Index of our device.
+    pub fn device(&self) -> u32 {
+        self.around.device
+    }
+
+    /// Notes that a Service wants this now.
+    pub fn change(&mut self, name: ObjectName, wanted: Wanted, changes: &mut Changes) {
+        let before = self.services.remove(&name).unwrap_or_default();
+        for (entrance, server) in &before.servers {
+            changes.lost(*entrance, server);
+        }
+        for (entrance, server) in &wanted.servers {
+            changes.servers.entry(*entrance).or_default().after = Some(server.clone());
+        }
+        for (after, wanted) in [(&wanted, true), (&before, false)] {
+            after.addresses().for_each(|address| self.addresses.count(address, wanted, &mut changes.addresses));
+            for &endpoint in &after.local_endpoints {
+                self.local_endpoints.count(endpoint, wanted, &mut changes.local_endpoints);
+            }
+        }
+        if !wanted.servers.is_empty() {
+            self.services.insert(name, wanted);
+        }
+    }
+
+    /// All entrances with their servers.
+    pub fn servers(&self) -> impl Iterator<Item = (Entrance, &Rc<Server>)> {
+        self.services.values().flat_map(|wanted| &wanted.servers).map(|(entrance, server)| (*entrance, server))
+    }
+
+    /// The virtual servers of an entrance.
+    pub fn at(&self, entrance: Entrance) -> impl Iterator<Item = VirtualServer> {
+        let (one, many, protocol, port) = match entrance {
+            Entrance::Address(address, protocol, port) => (Some(address), &[][..], protocol, port),
+            Entrance::NodePort(protocol, port) => (None, &self.around.node_addresses[..], protocol, port),
+        };
+        let addresses = one.into_iter().chain(many.iter().copied());
+        addresses.map(move |address| VirtualServer { address, protocol: protocol as u8, port })
+    }
+
+    /// Addresses that must be on our device.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.addresses.0.keys().copied().filter(|address| self.is_ours(address))
+    }
+
+    /// All elements of the rules' sets.
+    pub fn records(&self) -> HashSet<Record> {
+        let of_servers = self.servers().flat_map(|(entrance, server)| records_of(entrance, server));
+        let of_addresses = self.addresses().map(|address| record_of_address(&address));
+        let of_endpoints = self.local_endpoints.0.keys().map(record_of_endpoint);
+        of_servers.chain(of_addresses).chain(of_endpoints).collect()
+    }
+
+    fn is_ours(&self, address: &IpAddr) -> bool {
+        !self.around.elsewhere.contains(address)
+    }
+}
+
+// === impl Counts ===
+
+impl Counts {
+    /// Counts one up or down, and notes in `touched` whether the address was wanted before.
+    fn count(&mut self, address: IpAddr, up: bool, touched: &mut HashMap<IpAddr, bool>) {
+        touched.entry(address).or_insert_with(|| self.0.contains_key(&address));
+        match self.0.entry(address) {
+            Entry::Occupied(mut count) if up => *count.get_mut() += 1,
+            Entry::Occupied(count) if *count.get() == 1 => {
+                count.remove();
+            }
+            Entry::Occupied(mut count) => *count.get_mut() -= 1,
+            Entry::Vacant(count) => {
+                count.insert(1);
+            }
+        }
+    }
+
+    fn difference<'a>(&'a self, touched: &'a HashMap<IpAddr, bool>) -> Difference<IpAddr> {
+        let changed = touched.iter().filter(|(address, before)| self.0.contains_key(*address) != **before);
+        Difference::split(changed.map(|(address, before)| (*address, !before)))
+    }
+}
+
+// === impl Changes ===
+
+impl Changes {
+    /// Every entrance that was touched and differs.
+    pub fn servers(&self) -> impl Iterator<Item = (Entrance, &Change)> {
+        self.servers.iter().filter(|(_, change)| change.before != change.after).map(|(at, change)| (*at, change))
+    }
+
+    /// Addresses that come to our device and go from it.
+    pub fn addresses(&self, state: &State) -> Difference<IpAddr> {
+        let mut difference = state.addresses.difference(&self.addresses);
+        difference.gone.retain(|address| state.is_ours(address));
+        difference.added.retain(|address| state.is_ours(address));
+        difference
+    }
+
+    /// Elements of the rules' sets that come and go.
+    pub fn records(&self, state: &State) -> Difference<Record> {
+        let mut all = Difference::split([]);
+        for (entrance, change) in self.servers() {
+            let of = |server: &Option<Rc<Server>>| -> HashSet<Record> {
+                server.iter().flat_map(|server| records_of(entrance, server)).collect()
+            };
+            let (before, after) = (of(&change.before), of(&change.after));
+            all.gone.extend(before.difference(&after).cloned());
+            all.added.extend(after.difference(&before).cloned());
+        }
+        all.extend(self.addresses(state), record_of_address);
+        all.extend(state.local_endpoints.difference(&self.local_endpoints), record_of_endpoint);
+        all
+    }
+
+    /// An entrance does not lead to this server any more; but it may lead to another Service's by now.
+    fn lost(&mut self, entrance: Entrance, server: &Rc<Server>) {
+        let change = self.servers.entry(entrance).or_default();
+        if change.after.as_ref().is_some_and(|after| Rc::ptr_eq(after, server)) {
+            change.after = None;
+        } else if change.before.is_none() {
+            change.before = Some(server.clone());
+        }
+    }
+}
+
+// === impl Difference ===
+
+impl<T: Hash + Eq> Difference<T> {
+    fn split(items: impl IntoIterator<Item = (T, bool)>) -> Self {
+        let (mut gone, mut added) = (Vec::new(), Vec::new());
+        items.into_iter().for_each(|(item, comes)| if comes { added.push(item) } else { gone.push(item) });
+        Self { gone, added }
+    }
+
+    fn extend<U>(&mut self, other: Difference<U>, as_item: impl Fn(&U) -> T) {
+        self.gone.extend(other.gone.iter().map(&as_item));
+        self.added.extend(other.added.iter().map(&as_item));
+    }
+}

@@ -1,0 +1,173 @@
+//! A device that only holds addresses: its life and its addresses (`rtnetlink(7)`).
+//!
+//! Must not know what the addresses are for.
+
+use std::io;
+use std::net::IpAddr;
+
+use nix::libc;
+use nix::sys::socket::SockProtocol;
+
+use super::netlink::{ACK, Buffer, CREATE, EXCL, Received, Refusal, Socket};
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+const RTM_GETLINK: u16 = 18;
+const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
+
+const IFLA_IFNAME: u16 = 3;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+
+/// Bytes of `struct ifinfomsg`.
+const LINK_HEADER: usize = 16;
+/// Bytes of `struct ifaddrmsg`.
+const ADDRESS_HEADER: usize = 8;
+/// Addresses changed at once. Every one may be refused, and all refusals must fit into the receive queue.
+const PORTION: usize = 256;
+const RECEIVE_QUEUE: usize = 1 << 20;
+
+/// The device, which may or may not exist.
+pub struct Dummy {
+    socket: Socket,
+    name: &'static str,
+}
+
+// === impl Dummy ===
+
+impl Dummy {
+    /// The device of this name; changes nothing.
+    ///
+    /// # Errors
+    /// When rtnetlink cannot be opened.
+    pub fn new(name: &'static str) -> io::Result<Self> {
+        let socket = Socket::open(SockProtocol::NetlinkRoute)?;
+        socket.reserve(0, RECEIVE_QUEUE);
+        Ok(Self { socket, name })
+    }
+
+    /// Its index, if it exists.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn index(&mut self) -> io::Result<Option<u32>> {
+        let mut request = self.link_request(RTM_GETLINK, ACK, 0);
+        request.text(IFLA_IFNAME, self.name);
+        let mut index = None;
+        let outcome = self.socket.request(&request, |message| {
+            index = message.payload.get(4..8).map(|bytes| u32::from_ne_bytes(bytes.try_into().expect("four bytes")));
+        });
+        match outcome {
+            Ok(()) => Ok(index),
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Its index; creates it first if it does not exist.
+    ///
+    /// # Errors
+    /// When it cannot be created, for instance because the module `dummy` is missing.
+    pub fn create(&mut self) -> io::Result<u32> {
+        if let Some(index) = self.index()? {
+            return Ok(index);
+        }
+        let mut request = self.link_request(RTM_NEWLINK, ACK | CREATE | EXCL, 0);
+        request.text(IFLA_IFNAME, self.name);
+        request.nest(IFLA_LINKINFO, |b| b.text(IFLA_INFO_KIND, "dummy"));
+        self.socket.request(&request, |_| {})?;
+        self.index()?.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+    }
+
+    /// Removes it with its addresses, if it exists.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn delete(&mut self) -> io::Result<()> {
+        let Some(index) = self.index()? else { return Ok(()) };
+        let request = self.link_request(RTM_DELLINK, ACK, index);
+        self.socket.request(&request, |_| {})
+    }
+
+    /// Adds addresses with the prefix of a single host to the device of this index. One that exists is no error.
+    ///
+    /// # Errors
+    /// The first refusal.
+    pub fn add(&mut self, index: u32, addresses: &[IpAddr]) -> io::Result<()> {
+        self.change(RTM_NEWADDR, CREATE | EXCL, index, addresses, libc::EEXIST)
+    }
+
+    /// Removes addresses. One that does not exist is no error.
+    ///
+    /// # Errors
+    /// The first refusal.
+    pub fn remove(&mut self, index: u32, addresses: &[IpAddr]) -> io::Result<()> {
+        self.change(RTM_DELADDR, 0, index, addresses, libc::EADDRNOTAVAIL)
+    }
+
+    fn change(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        index: u32,
+        addresses: &[IpAddr],
+        harmless: libc::c_int,
+    ) -> io::Result<()> {
+        let mut first = None;
+        for portion in addresses.chunks(PORTION) {
+            let mut buffer = Buffer::new();
+            let mut last = 0;
+            for address in portion {
+                last = self.socket.next_sequence();
+                encode_address(&mut buffer, kind, flags, last, index, address);
+            }
+            buffer.add_flags(ACK);
+            self.socket.send(buffer.bytes())?;
+            let mut done = false;
+            let mut refused = |refusal: Refusal| {
+                if refusal.errno as i32 != harmless {
+                    first.get_or_insert(refusal);
+                }
+            };
+            while !done {
+                self.socket.receive(true, |received| match received {
+                    Received::Acknowledged { sequence } => done |= sequence == last,
+                    Received::Refused(refusal) => {
+                        done |= refusal.sequence == last;
+                        refused(refusal);
+                    }
+                    Received::Message(..) | Received::Done { .. } => {}
+                })?;
+            }
+        }
+        first.map_or(Ok(()), |refusal| Err(refusal.into()))
+    }
+
+    fn link_request(&mut self, kind: u16, flags: u16, index: u32) -> Buffer {
+        let mut header = [0; LINK_HEADER];
+        header[4..8].copy_from_slice(&index.to_ne_bytes());
+        let mut request = Buffer::new();
+        request.message(kind, flags, self.socket.next_sequence(), &header);
+        request
+    }
+}
+
+fn encode_address(b: &mut Buffer, kind: u16, flags: u16, sequence: u32, index: u32, address: &IpAddr) {
+    let (family, bits) = if address.is_ipv4() { (libc::AF_INET, 32) } else { (libc::AF_INET6, 128) };
+    // IFA_F_NODAD: nobody else may have these addresses, and they must work at once.
+    let address_flags = if address.is_ipv4() { 0 } else { libc::IFA_F_NODAD as u8 };
+    let mut header = [0; ADDRESS_HEADER];
+    header[..4].copy_from_slice(&[family as u8, bits, address_flags, libc::RT_SCOPE_UNIVERSE]);
+    header[4..].copy_from_slice(&index.to_ne_bytes());
+    b.message(kind, flags, sequence, &header);
+    match address {
+        IpAddr::V4(v4) => {
+            b.attr(IFA_LOCAL, &v4.octets());
+            b.attr(IFA_ADDRESS, &v4.octets());
+        }
+        IpAddr::V6(v6) => b.attr(IFA_ADDRESS, &v6.octets()),
+    }
+}

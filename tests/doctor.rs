@@ -1,0 +1,139 @@
+//! The doctor looks at real nodes: network namespaces with real ailments.
+
+mod support;
+
+use std::process::Command;
+
+use serde_json::Value;
+use support::netns::{isolated, run};
+
+/// What the doctor says: its exit code, and its report.
+fn doctor(arguments: &[&str]) -> (i32, Value) {
+    let output = Command::new(env!("CARGO_BIN_EXE_kube-proxy"))
+        .args(["doctor", "--json"])
+        .args(arguments)
+        .output()
+        .expect("the program starts");
+    let report = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+        panic!("{error}: {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    });
+    (output.status.code().expect("it ends by itself"), report)
+}
+
+/// The verdict and the finding of one check in this mode.
+fn check(mode: &str, name: &str) -> (String, String) {
+    let (_, report) = doctor(&[&format!("--proxy-mode={mode}"), "--manifests=/run"]);
+    let checks = report["checks"].as_array().expect("a list of checks");
+    let check = checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("no {name} in {report}"));
+    let text = |key: &str| check[key].as_str().expect("a text").to_owned();
+    assert_eq!(check.get("mend").is_some(), check["verdict"] != "ok", "{check}");
+    (text("verdict"), text("finding"))
+}
+
+fn verdict(mode: &str, name: &str) -> String {
+    check(mode, name).0
+}
+
+#[test]
+fn a_bare_namespace_is_diagnosed_and_mended() {
+    isolated("a_bare_namespace_is_diagnosed_and_mended", || {
+        run("echo 0 >/proc/sys/net/ipv4/ip_forward");
+        assert_eq!(verdict("nftables", "forwarding"), "fail");
+        assert_eq!(verdict("nftables", "default route"), "fail");
+        assert_eq!(doctor(&["--proxy-mode=nftables", "--manifests=/run"]).0, 1);
+
+        run("echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding");
+        run("ip link add left type veth peer name right; ip link set left up; ip route add default dev left");
+        assert_eq!(verdict("nftables", "forwarding"), "ok");
+        assert_eq!(verdict("nftables", "default route"), "ok");
+
+        assert_eq!(verdict("nftables", "bridges"), "ok");
+        run("ip link add name cni0 type bridge; echo 0 >/proc/sys/net/bridge/bridge-nf-call-iptables || true");
+        assert_eq!(verdict("nftables", "bridges"), "warn");
+    });
+}
+
+#[test]
+fn what_nf_tables_can_do_is_found_without_a_trace() {
+    isolated("what_nf_tables_can_do_is_found_without_a_trace", || {
+        assert_eq!(check("nftables", "nf_tables"), ("ok".to_owned(), "all that is needed is there".to_owned()));
+        assert_eq!(run("nft list ruleset"), "");
+    });
+}
+
+#[test]
+fn rules_of_another_mode_are_found() {
+    isolated("rules_of_another_mode_are_found", || {
+        for mode in ["nftables", "iptables", "ipvs"] {
+            assert_eq!(verdict(mode, "leftovers"), "ok");
+        }
+        run("nft add table ip6 kube-proxy");
+        assert_eq!(verdict("nftables", "leftovers"), "ok");
+        assert_eq!(verdict("iptables", "leftovers"), "fail");
+
+        run("nft delete table ip6 kube-proxy; iptables-nft -t nat -N KUBE-SERVICES");
+        assert_eq!(verdict("nftables", "leftovers"), "fail");
+        assert_eq!(verdict("iptables", "leftovers"), "ok");
+
+        run("iptables-nft -t nat -X KUBE-SERVICES; ip link add kube-ipvs0 type veth peer name other");
+        assert_eq!(verdict("nftables", "leftovers"), "fail");
+        assert_eq!(verdict("ipvs", "leftovers"), "ok");
+    });
+}
+
+#[test]
+fn two_kinds_of_iptables_are_found() {
+    isolated("two_kinds_of_iptables_are_found", || {
+        run("iptables-nft -t nat -N SOMEBODY");
+        assert_eq!(verdict("iptables", "iptables"), "ok");
+        run("iptables-legacy -t nat -N SOMEBODY");
+        let (verdict, finding) = check("iptables", "iptables");
+        assert_eq!(verdict, "warn");
+        assert!(finding.contains("nat"), "{finding}");
+    });
+}
+
+#[test]
+fn another_kube_proxy_is_found() {
+    isolated("another_kube_proxy_is_found", || {
+        assert_eq!(verdict("nftables", "processes"), "ok");
+        run("cp /bin/sleep /run/kube-proxy");
+        let mut first = Command::new("/run/kube-proxy").arg("600").spawn().expect("a copy of sleep starts");
+        let (verdict, finding) = check("nftables", "processes");
+        let mut second = Command::new("/run/kube-proxy").arg("600").spawn().expect("a copy of sleep starts");
+        let with_two = check("nftables", "processes");
+        for child in [&mut first, &mut second] {
+            child.kill().and_then(|()| child.wait()).expect("our child ends");
+        }
+        assert_eq!(verdict, "warn");
+        assert!(finding.contains(&format!("{} (/run/kube-proxy)", first.id())), "{finding}");
+        assert_eq!(with_two.0, "fail", "{}", with_two.1);
+    });
+}
+
+#[test]
+fn a_configuration_that_cannot_be_used_is_named() {
+    let file = std::env::temp_dir().join(format!("kube-proxy-doctor-{}.conf", std::process::id()));
+    let text = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: fastest\n";
+    std::fs::write(&file, text).expect("the temporary folder can be written");
+    let (code, report) = doctor(&[&format!("--config={}", file.display())]);
+    std::fs::remove_file(&file).expect("it is still there");
+    assert_eq!((code, &report["healthy"]), (1, &Value::Bool(false)));
+    let last = report["checks"].as_array().and_then(|checks| checks.last()).expect("a check");
+    assert_eq!((&last["name"], &last["verdict"]), (&"configuration".into(), &"fail".into()));
+    assert!(last["finding"].as_str().is_some_and(|finding| finding.contains("fastest")), "{last}");
+}
+
+#[test]
+fn people_are_told_how_to_mend() {
+    isolated("people_are_told_how_to_mend", || {
+        let output = Command::new(env!("CARGO_BIN_EXE_kube-proxy"))
+            .args(["doctor", "--proxy-mode=nftables", "--manifests=/run"])
+            .output()
+            .expect("the program starts");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains("FAIL  default route"), "{text}");
+        assert!(text.contains("→ ip route add default"), "{text}");
+    });
+}

@@ -1,0 +1,457 @@
+//! IPVS mode with real packets, read back with `ipvsadm` and `ip`. Needs a kernel with IPVS: `tests/vm/run ipvs` has
+//! one. Elsewhere these tests say that they did not run, unless KUBE_PROXY_REQUIRE_IPVS is set: then they fail.
+
+mod support;
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use kube_proxy::backend::{Backend, Report};
+use kube_proxy::ipvs::{Ipvs, Options, Scheduler};
+use kube_proxy::model::{Family, ObjectName, Protocol};
+use kube_proxy::plan::{Endpoint, LocalTraffic, NodeFacts, NodePortAddresses, PortName, PortPlan, Route, ServicePlan};
+use nix::libc;
+use nix::sys::socket::{setsockopt, sockopt};
+use support::lab::{ask, connect, host, tcp, udp};
+use support::netns::{isolated, run, succeeds};
+
+/// Runs a test in its namespaces, where the kernel has IPVS.
+fn with_ipvs(name: &str, body: impl FnOnce()) {
+    let _ = succeeds("modprobe -q ip_vs");
+    if !std::path::Path::new("/proc/net/ip_vs").exists() {
+        let required = std::env::var_os("KUBE_PROXY_REQUIRE_IPVS").is_some();
+        assert!(!required, "KUBE_PROXY_REQUIRE_IPVS is set, and this kernel has no IPVS");
+        eprintln!("{name} did not run: this kernel has no IPVS; tests/vm/run ipvs runs it on one that has");
+        return;
+    }
+    isolated(name, body);
+}
+
+fn facts(family: Family) -> NodeFacts {
+    let pods = if family == Family::V4 { "10.64.0.0/24" } else { "fd00:64::/64" };
+    NodeFacts {
+        family,
+        local_traffic: LocalTraffic::Cidr(pods.parse().unwrap()),
+        masquerade_all: false,
+        masquerade_mark: 0x4000,
+        node_port_addresses: NodePortAddresses::All,
+        service_cidrs: vec![],
+    }
+}
+
+fn started(family: Family, options: Options) -> Ipvs {
+    let mut ipvs = Ipvs::new(family, options).unwrap();
+    ipvs.start().unwrap();
+    ipvs
+}
+
+fn replace(ipvs: &mut Ipvs, family: Family, services: &[ServicePlan]) -> Report {
+    let report = ipvs.replace(&facts(family), &mut services.iter().cloned()).unwrap();
+    assert!(report.set_aside.is_empty(), "{:?}", report.set_aside);
+    report
+}
+
+fn endpoint(address: &str, local: bool) -> Endpoint {
+    Endpoint { address: ip(address), port: 8080, local, weight: 1 }
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// A port of a Service of its own, on 80 and with these endpoints for everything.
+fn port(name: &str, cluster_ip: &str, endpoints: &[Endpoint]) -> PortPlan {
+    let route = if endpoints.is_empty() { Route::Reject } else { Route::Cluster };
+    PortPlan {
+        name: PortName { service: ObjectName::new("ns", name), port: "".into(), protocol: Protocol::Tcp },
+        cluster_ip: ip(cluster_ip),
+        port: 80,
+        external_ips: vec![],
+        load_balancer_ips: vec![],
+        node_port: None,
+        internal: route,
+        external: route,
+        external_local: false,
+        source_ranges: vec![],
+        allow_vip_sources: false,
+        affinity: None,
+        scheduler: None,
+        cluster: endpoints.into(),
+        local: endpoints.iter().filter(|endpoint| endpoint.local).cloned().collect(),
+        serving: vec![],
+    }
+}
+
+fn service(port: PortPlan) -> ServicePlan {
+    ServicePlan { name: port.name.service.clone(), ports: vec![port] }
+}
+
+/// The virtual and real servers, sorted, without connection counts.
+fn ipvsadm() -> Vec<String> {
+    let mut lines: Vec<String> = run("ipvsadm -Sn").lines().map(|line| line.trim().to_owned()).collect();
+    lines.sort();
+    lines
+}
+
+/// The virtual addresses, sorted.
+fn addresses() -> Vec<String> {
+    let listing = run("ip -o addr show dev kube-ipvs0 2>/dev/null || true");
+    let mut found: Vec<String> =
+        listing.lines().filter_map(|line| line.split_whitespace().nth(3)).map(str::to_owned).collect();
+    found.sort();
+    found
+}
+
+/// All that was programmed, as other tools see it.
+fn everything() -> (Vec<String>, Vec<String>, Vec<String>) {
+    let mut elements: Vec<String> = ["ip", "ip6"]
+        .iter()
+        .flat_map(|family| {
+            let table =
+                run(&format!("nft -s list table {family} kube-proxy-ipvs 2>/dev/null | tr -s ' ,\\n' '\\n' || true"));
+            table.lines().map(str::to_owned).collect::<Vec<_>>()
+        })
+        .collect();
+    elements.sort();
+    (ipvsadm(), addresses(), elements)
+}
+
+struct Net {
+    family: Family,
+    a: &'static str,
+    far: &'static str,
+    client: &'static str,
+    node: &'static str,
+    vip: fn(u8) -> String,
+}
+
+const V4: Net = Net {
+    family: Family::V4,
+    a: "10.64.0.2",
+    far: "10.65.0.2",
+    client: "192.0.2.10",
+    node: "172.18.0.2",
+    vip: |n| format!("10.96.0.{n}"),
+};
+const V6: Net = Net {
+    family: Family::V6,
+    a: "fd00:64::2",
+    far: "fd00:65::2",
+    client: "2001:db8::10",
+    node: "fd00:172::2",
+    vip: |n| format!("fd00:96::{n}"),
+};
+
+impl Net {
+    fn build(&self) {
+        host("a", self.a, 8080);
+        host("far", self.far, 8080);
+        host("client", self.client, 8080);
+        let bits = self.family.host_bits();
+        run(&format!(
+            "ip link add eth9 type dummy && ip link set eth9 up && ip addr add {}/{bits} dev eth9",
+            self.node
+        ));
+    }
+
+    fn at(&self, address: &str, port: u16) -> String {
+        std::net::SocketAddr::new(ip(address), port).to_string()
+    }
+}
+
+fn every_entrance(net: &Net) {
+    net.build();
+    let (local, far) = (endpoint(net.a, true), endpoint(net.far, false));
+    let vip = |n| (net.vip)(n);
+    let mut ipvs = started(net.family, Options::default());
+    let udp_port = |plan: PortPlan| {
+        let name = PortName { protocol: Protocol::Udp, ..plan.name.clone() };
+        PortPlan { name, ..plan }
+    };
+    let full = PortPlan {
+        external_ips: vec![ip(&vip(101))],
+        load_balancer_ips: vec![ip(&vip(102))],
+        node_port: Some(30080),
+        ..port("full", &vip(1), std::slice::from_ref(&far))
+    };
+    let policy_local = PortPlan {
+        external_ips: vec![ip(&vip(103))],
+        node_port: Some(30081),
+        external_local: true,
+        external: Route::Local,
+        ..port("local", &vip(2), &[local.clone(), far.clone()])
+    };
+    let range: IpNet = IpNet::from(ip(net.client));
+    let restricted = PortPlan {
+        load_balancer_ips: vec![ip(&vip(104))],
+        source_ranges: vec![range],
+        ..port("restricted", &vip(3), std::slice::from_ref(&far))
+    };
+    let services = [
+        ServicePlan { name: full.name.service.clone(), ports: vec![full.clone(), udp_port(full)] },
+        service(policy_local),
+        service(restricted),
+        service(port("empty", &vip(4), &[])),
+        service(port("hairpin", &vip(5), std::slice::from_ref(&local))),
+    ];
+    replace(&mut ipvs, net.family, &services);
+
+    // ClusterIP: pods keep their address, the node and outsiders do not.
+    assert_eq!(tcp("a", &net.at(&vip(1), 80)), format!("far {}", net.a));
+    assert_eq!(udp("a", &net.at(&vip(1), 80)), format!("far {}", net.a));
+    for from in ["client", "node"] {
+        for to in [vip(1), vip(101), vip(102)] {
+            let answer = tcp(from, &net.at(&to, 80));
+            assert!(
+                answer.starts_with("far ") && !answer.ends_with(&to) && !answer.ends_with(net.client),
+                "{from} {to}: {answer}"
+            );
+        }
+        let answer = tcp(from, &net.at(net.node, 30080));
+        assert!(answer.starts_with("far ") && !answer.ends_with(net.client), "{from}: {answer}");
+    }
+    // Policy Local: only the local endpoint, and the client is seen.
+    for to in [net.at(&vip(103), 80), net.at(net.node, 30081)] {
+        for _ in 0..4 {
+            assert_eq!(tcp("client", &to), format!("a {}", net.client), "{to}");
+        }
+    }
+    // Source ranges: only this client, neither another nor the node.
+    assert!(tcp("client", &net.at(&vip(104), 80)).starts_with("far "));
+    assert_eq!(tcp("a", &net.at(&vip(104), 80)), "silence");
+    assert_eq!(tcp("node", &net.at(&vip(104), 80)), "silence");
+    assert!(tcp("node", &net.at(&vip(3), 80)).starts_with("far "), "the ClusterIP is not restricted");
+    // Nobody there, wrong port.
+    for from in ["a", "client", "node"] {
+        assert_eq!(tcp(from, &net.at(&vip(4), 80)), "refused", "{from}, no endpoints");
+        assert_eq!(tcp(from, &net.at(&vip(1), 81)), "refused", "{from}, wrong port");
+    }
+    // A pod that reaches itself sees another address than its own.
+    let answer = tcp("a", &net.at(&vip(5), 80));
+    assert!(answer.starts_with("a ") && !answer.ends_with(net.a), "{answer}");
+}
+
+#[test]
+fn every_entrance_leads_where_its_policy_says() {
+    with_ipvs("every_entrance_leads_where_its_policy_says", || every_entrance(&V4));
+}
+
+#[test]
+fn every_entrance_leads_there_with_ipv6_too() {
+    with_ipvs("every_entrance_leads_there_with_ipv6_too", || every_entrance(&V6));
+}
+
+#[test]
+fn other_tools_read_what_was_programmed() {
+    with_ipvs("other_tools_read_what_was_programmed", || {
+        let mut ipvs = started(Family::V4, Options::default());
+        let heavy = Endpoint { weight: 7, ..endpoint("10.65.0.3", false) };
+        let sticky = PortPlan {
+            affinity: Some(60),
+            scheduler: Some("mh:port,fallback".into()),
+            ..port("sticky", "10.96.0.1", &[endpoint("10.65.0.2", false), heavy])
+        };
+        let plain = PortPlan { scheduler: Some("no_such".into()), ..port("plain", "10.96.0.2", &[]) };
+        replace(&mut ipvs, Family::V4, &[service(sticky), service(plain)]);
+        assert_eq!(
+            ipvsadm(),
+            [
+                "-A -t 10.96.0.1:80 -s mh -p 60 -b mh-fallback,mh-port",
+                "-A -t 10.96.0.2:80 -s rr",
+                "-a -t 10.96.0.1:80 -r 10.65.0.2:8080 -m -w 1",
+                "-a -t 10.96.0.1:80 -r 10.65.0.3:8080 -m -w 7",
+            ]
+        );
+        assert_eq!(addresses(), ["10.96.0.1/32", "10.96.0.2/32"]);
+        for (setting, value) in [("conntrack", "1"), ("expire_nodest_conn", "1"), ("expire_quiescent_template", "1")] {
+            assert_eq!(run(&format!("sysctl -n net.ipv4.vs.{setting}")).trim(), value, "{setting}");
+        }
+    });
+}
+
+#[test]
+fn every_scheduler_of_the_kernel_can_be_had() {
+    with_ipvs("every_scheduler_of_the_kernel_can_be_had", || {
+        for name in ["rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "dh", "sed", "nq", "mh", "fo", "ovf"] {
+            let mut ipvs =
+                started(Family::V4, Options { scheduler: Scheduler::parse(name).unwrap(), ..Options::default() });
+            replace(&mut ipvs, Family::V4, &[service(port("s", "10.96.0.1", &[]))]);
+            assert!(ipvsadm()[0].starts_with(&format!("-A -t 10.96.0.1:80 -s {name}")), "{name}: {:?}", ipvsadm());
+        }
+        let mut ipvs =
+            Ipvs::new(Family::V4, Options { scheduler: Scheduler::parse("missing").unwrap(), ..Options::default() })
+                .unwrap();
+        let error = ipvs.start().unwrap_err().to_string();
+        assert!(error.contains("ip_vs_missing"), "{error}");
+    });
+}
+
+#[test]
+fn a_restart_changes_nothing_and_cuts_nothing() {
+    with_ipvs("a_restart_changes_nothing_and_cuts_nothing", || {
+        V4.build();
+        let services = [service(PortPlan {
+            node_port: Some(30080),
+            load_balancer_ips: vec![ip("10.96.0.101")],
+            source_ranges: vec!["192.0.2.0/25".parse().unwrap(), "192.0.2.0/24".parse().unwrap()],
+            affinity: Some(100),
+            ..port("s", "10.96.0.1", &[endpoint(V4.a, true), endpoint(V4.far, false)])
+        })];
+        let mut ipvs = started(Family::V4, Options::default());
+        assert!(replace(&mut ipvs, Family::V4, &services).changes > 0);
+        let before = everything();
+        let mut connection = connect("client", "10.96.0.1:80").unwrap();
+        ask(&mut connection).unwrap();
+
+        drop(ipvs);
+        let mut ipvs = started(Family::V4, Options::default());
+        assert_eq!(replace(&mut ipvs, Family::V4, &services).changes, 0);
+        assert_eq!(everything(), before);
+        ask(&mut connection).unwrap();
+
+        // What somebody else broke is mended.
+        run("ipvsadm -C && nft flush table ip kube-proxy-ipvs && ip addr del 10.96.0.1/32 dev kube-ipvs0");
+        assert!(!ipvs.intact());
+        replace(&mut ipvs, Family::V4, &services);
+        assert_eq!(everything(), before);
+        assert!(ipvs.intact());
+    });
+}
+
+#[test]
+fn many_small_changes_lead_where_one_start_leads() {
+    with_ipvs("many_small_changes_lead_where_one_start_leads", || {
+        run("ip addr add 172.18.0.2/32 dev lo");
+        let mut ipvs = started(Family::V4, Options::default());
+        replace(&mut ipvs, Family::V4, &[]);
+        let mut random = Random(1);
+        let mut now: Vec<ServicePlan> = Vec::new();
+        for _ in 0..300 {
+            let changed: Vec<ServicePlan> = (0..1 + random.below(3)).map(|_| random.service()).collect();
+            for plan in &changed {
+                now.retain(|service| service.name != plan.name);
+                now.extend((!plan.ports.is_empty()).then(|| plan.clone()));
+            }
+            let report = ipvs.update(&changed).unwrap();
+            assert!(report.set_aside.is_empty(), "{:?}", report.set_aside);
+        }
+        let grown = everything();
+        ipvs.cleanup().unwrap();
+        assert_eq!(everything(), (vec![], vec![], vec![]));
+        let mut fresh = started(Family::V4, Options::default());
+        replace(&mut fresh, Family::V4, &now);
+        assert_eq!(everything(), grown);
+    });
+}
+
+/// A reproducible sequence (xorshift).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+
+    fn service(&mut self) -> ServicePlan {
+        let number = self.below(12) as u8;
+        let name = format!("s{number}");
+        if self.below(4) == 0 {
+            return ServicePlan { name: ObjectName::new("ns", &name), ports: vec![] };
+        }
+        let mut endpoints: Vec<Endpoint> = (0..6u8)
+            .filter(|_| self.below(2) == 0)
+            .map(|n| Endpoint { address: [10, 64, n % 2, n].into(), port: 8080, local: n % 2 == 0, weight: 1 })
+            .collect();
+        endpoints.iter_mut().for_each(|endpoint| endpoint.weight = 1 + self.below(3) as u16);
+        let mut plan = port(&name, &format!("10.96.0.{number}"), &endpoints);
+        plan.external_local = self.below(2) == 0;
+        if plan.external_local && !plan.local.is_empty() {
+            plan.external = Route::Local;
+        }
+        if self.below(2) == 0 {
+            // The external address is everybody's, the port is not.
+            plan.port = 1000 + u16::from(number);
+            plan.external_ips = vec![ip("203.0.113.9")];
+        }
+        if self.below(2) == 0 {
+            plan.load_balancer_ips = vec![[198, 51, 100, number].into()];
+            let ranges = ["10.0.0.0/8", "10.1.0.0/16", "192.0.2.0/24", "0.0.0.0/1"];
+            plan.source_ranges =
+                ranges.iter().filter(|_| self.below(2) == 0).map(|range| range.parse().unwrap()).collect();
+            plan.allow_vip_sources = self.below(2) == 0;
+        }
+        plan.node_port = (self.below(2) == 0).then_some(30000 + u16::from(number));
+        plan.affinity = (self.below(3) == 0).then_some(60 + self.below(2) as u32);
+        plan.scheduler = ["wrr", "sh:port"].get(self.below(4) as usize).map(|&name| name.into());
+        service(plan)
+    }
+}
+
+#[test]
+fn who_leaves_keeps_its_connections_and_then_goes() {
+    with_ipvs("who_leaves_keeps_its_connections_and_then_goes", || {
+        V4.build();
+        let mut ipvs = started(Family::V4, Options { timeouts: [900, 30, 60], ..Options::default() });
+        assert!(run("ipvsadm -L --timeout").contains("900 30 60"));
+        let with = |endpoints: &[Endpoint]| service(port("s", "10.96.0.1", endpoints));
+        let (a, far) = (endpoint(V4.a, true), endpoint(V4.far, false));
+        replace(&mut ipvs, Family::V4, &[with(std::slice::from_ref(&a))]);
+        let mut connection = connect("client", "10.96.0.1:80").unwrap();
+        assert!(ask(&mut connection).unwrap().starts_with("a "));
+        assert_eq!(ipvs.tick(), None);
+
+        ipvs.update(&[with(std::slice::from_ref(&far))]).unwrap();
+        assert!(ipvsadm().contains(&"-a -t 10.96.0.1:80 -r 10.64.0.2:8080 -m -w 0".to_owned()), "{:?}", ipvsadm());
+        assert!(ipvs.tick().is_some(), "somebody is leaving");
+        assert!(ask(&mut connection).unwrap().starts_with("a "));
+        assert!(tcp("client", "10.96.0.1:80").starts_with("far "));
+
+        // A restart does not forget who is leaving.
+        let mut ipvs = started(Family::V4, Options::default());
+        replace(&mut ipvs, Family::V4, &[with(&[far])]);
+        assert!(ask(&mut connection).unwrap().starts_with("a "));
+
+        // A reset: after an orderly end IPVS would remember the connection for two minutes.
+        setsockopt(&connection, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).unwrap();
+        drop(connection);
+        while ipvs.tick().is_some() {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        assert!(!ipvsadm().iter().any(|line| line.contains("10.64.0.2")), "{:?}", ipvsadm());
+    });
+}
+
+#[test]
+fn what_is_somebody_else_s_stays() {
+    with_ipvs("what_is_somebody_else_s_stays", || {
+        run(
+            "ip addr add 172.18.0.2/32 dev lo; ipvsadm -A -t 10.9.0.1:80 -s rr; ipvsadm -A -f 7 -s rr; ipvsadm -A -t 10.8.0.1:80 -s rr",
+        );
+        let foreign = ["-A -f 7 -s rr", "-A -t 10.9.0.1:80 -s rr"];
+        let excluding = || Options { exclude: vec!["10.9.0.0/16".parse().unwrap()], ..Options::default() };
+        let mut other = Ipvs::new(Family::V4, excluding()).unwrap();
+        other.cleanup().unwrap();
+        assert_eq!(ipvsadm().len(), 3, "this mode never ran here");
+
+        let mut ipvs = started(Family::V4, excluding());
+        let external = PortPlan { external_ips: vec![ip("172.18.0.2")], ..port("s", "10.96.0.1", &[]) };
+        replace(&mut ipvs, Family::V4, &[service(external)]);
+        assert_eq!(
+            ipvsadm(),
+            [foreign[0], "-A -t 10.9.0.1:80 -s rr", "-A -t 10.96.0.1:80 -s rr", "-A -t 172.18.0.2:80 -s rr"]
+        );
+        assert_eq!(addresses(), ["10.96.0.1/32"], "the node's own address stays where it is");
+
+        let mut v6 = started(Family::V6, excluding());
+        replace(&mut v6, Family::V6, &[service(port("s", "fd00:96::1", &[]))]);
+        ipvs.cleanup().unwrap();
+        assert_eq!(addresses(), ["fd00:96::1/128"], "the other family is not touched");
+        v6.cleanup().unwrap();
+        assert_eq!(ipvsadm(), foreign);
+        assert!(!succeeds("ip link show dev kube-ipvs0"));
+        assert_eq!(run("nft list tables"), "");
+    });
+}
