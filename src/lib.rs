@@ -9,6 +9,7 @@ pub mod agent;
 pub mod backend;
 pub mod cli;
 pub mod config;
+pub mod demo;
 pub mod doctor;
 pub mod iptables;
 pub mod ipvs;

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use kube_proxy::agent;
 use kube_proxy::cli::{self, Command};
 use kube_proxy::config::{Loaded, LogFormat, Options, to_yaml};
-use kube_proxy::doctor;
 use kube_proxy::observe::log as logging;
+use kube_proxy::{demo, doctor};
 
 fn main() -> ExitCode {
     let command = match cli::parse(std::env::args_os().skip(1)) {
@@ -54,7 +54,7 @@ fn carry_out(command: Command) -> Result<ExitCode, String> {
             log::info!("Wrote configuration to {path}");
         }
         Command::Doctor { json, options } => return Ok(doctor::run(&options, json).into()),
-        Command::Demo(_) => return Err("not there yet".into()),
+        Command::Demo(options) => demo::run(&options)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -83,7 +83,7 @@ fn port(name: &str, cluster_ip: &str, endpoints: &[Endpoint]) -> PortPlan {
 }
 
 fn service(port: PortPlan) -> ServicePlan {
-    ServicePlan { name: port.name.service.clone(), ports: vec![port] }
+    ServicePlan { ports: vec![port.clone()], ..ServicePlan::none(&port.name.service) }
 }
 
 /// The virtual and real servers, sorted, without connection counts.
@@ -188,7 +188,7 @@ fn every_entrance(net: &Net) {
         ..port("restricted", &vip(3), std::slice::from_ref(&far))
     };
     let services = [
-        ServicePlan { name: full.name.service.clone(), ports: vec![full.clone(), udp_port(full)] },
+        ServicePlan { ports: vec![full.clone(), udp_port(full.clone())], ..ServicePlan::none(&full.name.service) },
         service(policy_local),
         service(restricted),
         service(port("empty", &vip(4), &[])),
@@ -359,7 +359,7 @@ impl Random {
         let number = self.below(12) as u8;
         let name = format!("s{number}");
         if self.below(4) == 0 {
-            return ServicePlan { name: ObjectName::new("ns", &name), ports: vec![] };
+            return ServicePlan::none(&ObjectName::new("ns", &name));
         }
         let mut endpoints: Vec<Endpoint> = (0..6u8)
             .filter(|_| self.below(2) == 0)
