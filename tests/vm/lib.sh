@@ -67,7 +67,8 @@ boot() {
         case $state:$line in
             booting:*'vm: start') state=running ;;
             booting:*) early+=$line$'\n' ;;
-            running:'vm: exit '*) state=${line#vm: exit } ;;
+            # The kernel may add to this line.
+            running:'vm: exit '*) line=${line#vm: exit } state=${line%%[!0-9]*} ;;
             running:*) printf '%s\n' "$line" ;;
         esac
     done < <("$@" </dev/null 2>&1)
