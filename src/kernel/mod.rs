@@ -3,6 +3,7 @@
 pub mod conntrack;
 pub mod dummy;
 pub mod genl;
+pub mod ipset;
 pub mod ipvs;
 pub mod links;
 pub mod listen;
