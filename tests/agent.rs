@@ -205,7 +205,7 @@ fn what_upstream_s_ipvs_mode_left_goes_once_ours_is_in() {
 fn rules_that_somebody_flushed_come_back() {
     isolated("rules_that_somebody_flushed_come_back", || {
         let server = cluster();
-        let _agent = Agent::start(&server, "mode: nftables\nnftables: {syncPeriod: 1s, minSyncPeriod: 100ms}");
+        let _agent = Agent::start(&server, "mode: nftables");
         until("the Service is programmed", || !destinations().is_empty());
         run("nft flush ruleset");
         until("the rules come back", || !destinations().is_empty());

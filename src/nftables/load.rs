@@ -120,6 +120,7 @@ impl Table {
         self.commit(&mut batch)?;
         self.state = Some(state);
         self.facts = Some(facts.clone());
+        self.looked_closely = None;
         Ok(report)
     }
 
