@@ -108,7 +108,7 @@ fn it_needs_no_root_where_the_kernel_lets_users_have_namespaces() {
         assert!(text(&output.stdout).contains("without root"), "{}", text(&output.stdout));
     } else {
         assert_eq!(output.status.code(), Some(1));
-        assert!(text(&output.stderr).contains("sudo kube-proxy demo"), "{}", text(&output.stderr));
+        assert!(text(&output.stderr).contains("run it as root: sudo "), "{}", text(&output.stderr));
     }
 }
 
@@ -135,6 +135,14 @@ fn it_leaves_nothing_behind_and_touches_nothing_outside() {
          cmp $demo.1 $demo.2 && grep 'failures: 0' $demo.out"
     ));
     assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+}
+
+#[test]
+fn a_reader_who_leaves_is_no_reason_to_panic() {
+    let program = Program::new("pipe");
+    let output = program.run("($demo demo 2>&1 >&3 3>&- | cat >&2) 3>&1 | true");
+    let err = text(&output.stderr);
+    assert!(err.starts_with("Error: cannot write to stdout") && err.lines().count() == 1, "{err}");
 }
 
 #[test]

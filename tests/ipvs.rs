@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, TcpListener};
 
 use ipnet::IpNet;
 use kube_proxy::backend::{Backend, Report};
@@ -83,7 +83,7 @@ fn port(name: &str, cluster_ip: &str, endpoints: &[Endpoint]) -> PortPlan {
 }
 
 fn service(port: PortPlan) -> ServicePlan {
-    ServicePlan { name: port.name.service.clone(), ports: vec![port] }
+    ServicePlan { name: port.name.service.clone(), ports: vec![port], health_check_node_port: None }
 }
 
 /// The virtual and real servers, sorted, without connection counts.
@@ -188,7 +188,11 @@ fn every_entrance(net: &Net) {
         ..port("restricted", &vip(3), std::slice::from_ref(&far))
     };
     let services = [
-        ServicePlan { name: full.name.service.clone(), ports: vec![full.clone(), udp_port(full)] },
+        ServicePlan {
+            health_check_node_port: Some(32000),
+            name: full.name.service.clone(),
+            ports: vec![full.clone(), udp_port(full)],
+        },
         service(policy_local),
         service(restricted),
         service(port("empty", &vip(4), &[])),
@@ -226,6 +230,10 @@ fn every_entrance(net: &Net) {
         assert_eq!(tcp(from, &net.at(&vip(4), 80)), "refused", "{from}, no endpoints");
         assert_eq!(tcp(from, &net.at(&vip(1), 81)), "refused", "{from}, wrong port");
     }
+    // Health checks are answered on every address, by whoever listens there.
+    let health = TcpListener::bind(if net.family == Family::V4 { "0.0.0.0:32000" } else { "[::]:32000" }).unwrap();
+    assert!(connect("client", &net.at(&vip(102), 32000)).is_ok());
+    std::mem::drop(health);
     // A pod that reaches itself sees another address than its own.
     let answer = tcp("a", &net.at(&vip(5), 80));
     assert!(answer.starts_with("a ") && !answer.ends_with(net.a), "{answer}");
@@ -359,7 +367,7 @@ impl Random {
         let number = self.below(12) as u8;
         let name = format!("s{number}");
         if self.below(4) == 0 {
-            return ServicePlan { name: ObjectName::new("ns", &name), ports: vec![] };
+            return ServicePlan { name: ObjectName::new("ns", &name), ports: vec![], health_check_node_port: None };
         }
         let mut endpoints: Vec<Endpoint> = (0..6u8)
             .filter(|_| self.below(2) == 0)
@@ -386,7 +394,8 @@ impl Random {
         plan.node_port = (self.below(2) == 0).then_some(30000 + u16::from(number));
         plan.affinity = (self.below(3) == 0).then_some(60 + self.below(2) as u32);
         plan.scheduler = ["wrr", "sh:port"].get(self.below(4) as usize).map(|&name| name.into());
-        service(plan)
+        let health_check_node_port = (self.below(3) == 0).then_some(32000 + u16::from(number));
+        ServicePlan { health_check_node_port, ..service(plan) }
     }
 }
 
@@ -453,5 +462,34 @@ fn what_is_somebody_else_s_stays() {
         assert_eq!(ipvsadm(), foreign);
         assert!(!succeeds("ip link show dev kube-ipvs0"));
         assert_eq!(run("nft list tables"), "");
+    });
+}
+
+#[test]
+fn ten_thousand_services_fit() {
+    with_ipvs("ten_thousand_services_fit", || {
+        let plan = |n: u16, last: u8| {
+            let [high, low] = n.to_be_bytes();
+            let endpoint = |third| Endpoint { address: [10, third, high, low].into(), ..endpoint("10.0.0.1", false) };
+            service(port(&format!("s{n}"), &format!("10.96.{high}.{low}"), &[endpoint(1), endpoint(2), endpoint(last)]))
+        };
+        let services: Vec<ServicePlan> = (0..10_000).map(|n| plan(n, 3)).collect();
+        let timed = |what: &str, action: &mut dyn FnMut() -> Report| {
+            let start = std::time::Instant::now();
+            let changes = action().changes;
+            eprintln!("{what}: {changes} changes in {:?}", start.elapsed());
+            changes
+        };
+        let mut ipvs = started(Family::V4, Options::default());
+        timed("start", &mut || replace(&mut ipvs, Family::V4, &services));
+        assert_eq!(ipvsadm().len(), 40_000);
+        assert_eq!(addresses().len(), 10_000);
+        assert_eq!(timed("one endpoint", &mut || ipvs.update(&[plan(5_000, 4)]).unwrap()), 2);
+        assert_eq!(timed("restart", &mut || replace(&mut ipvs, Family::V4, &services)), 2);
+        timed("end", &mut || {
+            ipvs.cleanup().unwrap();
+            Report::default()
+        });
+        assert_eq!((ipvsadm().len(), addresses().len()), (0, 0));
     });
 }

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 
 use crate::config::{Config, DetectLocal, Mode, NodePortAddresses as Configured};
+use crate::ipvs;
 use crate::kernel::links::Address;
 use crate::model::{Family, Node, Store};
 use crate::plan::{Here, LocalTraffic, NodeFacts, NodePortAddresses};
@@ -96,15 +97,31 @@ fn node_port_addresses(
         Configured::Primary => addresses.of(family).into_iter().map(IpNet::from).collect(),
         Configured::Cidrs(nets) => nets.iter().copied().filter(|net| Family::of_net(net) == family).collect(),
     };
-    if ranges.is_empty() || ranges.iter().any(|net| net.prefix_len() == 0) {
+    let all = ranges.is_empty() || ranges.iter().any(|net| net.prefix_len() == 0);
+    if all && config.mode != Mode::Ipvs {
         return NodePortAddresses::All;
     }
+    // IPVS has a virtual server for each address, and its own device is not one of the node's (contract 6.3).
     let mut accepting: Vec<IpAddr> = interfaces
         .iter()
+        .filter(|interface| config.mode != Mode::Ipvs || &*interface.interface != ipvs::DEVICE)
         .map(|interface| interface.address)
-        .filter(|address| ranges.iter().any(|net| net.contains(address)))
+        .filter(
+            |address| {
+                if all { Family::of(address) == family && is_reachable(address) } else { in_any(&ranges, address) }
+            },
+        )
         .collect();
     accepting.sort_unstable();
     accepting.dedup();
     NodePortAddresses::Only(accepting)
+}
+
+fn in_any(ranges: &[IpNet], address: &IpAddr) -> bool {
+    ranges.iter().any(|net| net.contains(address))
+}
+
+/// Neither loopback nor an IPv6 link-local address.
+fn is_reachable(address: &IpAddr) -> bool {
+    !address.is_loopback() && !matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }

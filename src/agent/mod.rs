@@ -6,7 +6,9 @@
 mod facts;
 mod family;
 mod modes;
+mod onlookers;
 mod pace;
+mod setup;
 mod signs;
 mod start;
 mod watchers;
@@ -153,7 +155,7 @@ impl Agent {
         }
         if !services.is_empty() {
             self.changed_at.get_or_insert_with(Instant::now);
-            self.watchers.changed(&self.proxies, &triggers, events);
+            self.watchers.changed(&self.proxies, &triggers, events, self.store.is_complete());
         }
         None
     }

@@ -79,7 +79,6 @@ fn iptables_options(config: &Config) -> iptables::Options {
     iptables::Options {
         localhost_node_ports: config.localhost_node_ports,
         tcp_be_liberal: liberal.is_ok_and(|value| value != 0),
-        counters: false,
     }
 }
 

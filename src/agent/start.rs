@@ -1,60 +1,34 @@
-//! Getting ready: from the configuration to a loop that can turn (contract 15.1), and the runs that end by themselves.
+//! From the configuration to a loop that turns (contract 15.1), and the runs that end by themselves.
 
 use std::cell::RefCell;
-use std::path::Path;
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use async_io::Timer;
 use smol::LocalExecutor;
-use smol::channel::{Receiver, bounded, unbounded};
+use smol::channel::unbounded;
 use smol::future::FutureExt;
 use smol::lock::Mutex;
 
-use super::facts::{self, NodeAddresses};
+use super::facts;
 use super::family::Proxy;
 use super::modes;
+use super::onlookers::{expose_traffic, health_addresses, post_start, serve_pages};
 use super::pace::Pace;
+use super::setup::Setup;
 use super::signs::{ConfigFile, Signals};
 use super::watchers::{Watchdog, Watchers};
 use super::{Agent, Stop};
-use crate::cli::{KUBERNETES_VERSION, full_version, go_arch};
-use crate::config::{Config, DetectLocal, Loaded, Mode, Options, to_configz};
+use crate::config::{Config, Loaded, Mode, Options};
 use crate::kernel::{links, sysctl};
-use crate::model::{Event, Family, Store};
+use crate::model::Store;
 use crate::nftables;
-use crate::observe::exposition::Counter;
 use crate::observe::health::Health;
-use crate::observe::http;
-use crate::observe::metrics::{Metrics, RestRequest};
-use crate::observe::pages::Pages;
-use crate::observe::scrape::{Build, Traffic};
 use crate::observe::service_health::ServiceHealth;
 use crate::observe::{systemd, time};
-use crate::plan::{NodeFacts, NodePortAddresses};
-use crate::source::{Access, Client, Exchange, Limits, Manifests, Notice, Regarding, Source};
+use crate::plan::Ledger;
 
-/// Events that may wait for the loop.
-const EVENTS: usize = 1024;
-/// How long to wait for the Node to get addresses (contract 3.2).
-const NODE_PATIENCE: Duration = Duration::from_secs(30);
-/// How long to wait for it to get podCIDRs, where these are needed.
-const POD_CIDR_PATIENCE: Duration = Duration::from_secs(300);
 /// How long a dry run waits for the ranges of ClusterIPs.
 const SERVICE_CIDR_PATIENCE: Duration = Duration::from_secs(1);
-/// How often to try to listen again.
-const BIND_RETRY: Duration = Duration::from_secs(5);
-
-/// Everything that is known before the first object is read.
-struct Setup {
-    executor: Rc<LocalExecutor<'static>>,
-    config: Config,
-    node_name: String,
-    client: Option<Rc<Client>>,
-    metrics: Rc<Metrics>,
-    events: Receiver<Event>,
-    store: Store,
-}
 
 /// Serves until told to stop.
 ///
@@ -121,7 +95,7 @@ pub fn dry_run(options: &Options, loaded: &Loaded) -> Result<String, String> {
         for family in modes::families(setup.config.mode) {
             let facts = facts::facts(family, &setup.config, &setup.store, &addresses, &pod_cidrs, &interfaces);
             let here = facts::here(family, &addresses, setup.store.node());
-            let mut ledger = crate::plan::Ledger::new(family);
+            let mut ledger = Ledger::new(family);
             let names: Vec<_> = setup.store.services().cloned().collect();
             let plans = ledger.plan(&setup.store, &here, names);
             let (shown, set_aside) = nftables::show(&facts, &plans);
@@ -237,218 +211,4 @@ fn apply_conntrack(config: &Config) -> Result<(), String> {
         log::warn!("{warning}");
     }
     Ok(())
-}
-
-/// Begins to serve health, metrics and status pages.
-fn serve_pages(
-    setup: &Setup,
-    loaded: &Loaded,
-    health: &Rc<Health>,
-    failures: &smol::channel::Sender<String>,
-) -> Result<(), String> {
-    let config = &setup.config;
-    let retry = (!config.bind_address_hard_fail).then_some(BIND_RETRY);
-    let pages = Pages {
-        metrics: Rc::clone(&setup.metrics),
-        mode: config.mode.as_str(),
-        configz: to_configz(&loaded.effective)?,
-        flags: loaded.flags.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
-        version: version(),
-        emulates: KUBERNETES_VERSION.trim_start_matches('v'),
-        started: SystemTime::now(),
-        clock: time::clock(),
-        pings: Counter::default(),
-    };
-    let metrics: http::Handler = Rc::new(move |request| pages.answer(request));
-    let (health, counters) = (Rc::clone(health), Rc::clone(&setup.metrics));
-    let healthz: http::Handler = Rc::new(move |request| health.answer(&counters, request));
-    let servers = [
-        ("metrics", Some(config.metrics_bind_address), metrics, "FailedToStartMetricServer"),
-        ("healthz", config.healthz_bind_address, healthz, "FailedToStartProxierHealthcheck"),
-    ];
-    for (name, address, handler, reason) in servers {
-        let Some(address) = address else { continue };
-        let (failures, client, node_name) = (failures.clone(), setup.client.clone(), setup.node_name.clone());
-        let server = async move {
-            let failure = http::run(name, address, retry, handler).await.to_string();
-            if let Some(client) = client {
-                let note = failure.clone();
-                let notice = Notice {
-                    node_name,
-                    regarding: Regarding::Node,
-                    warning: true,
-                    reason,
-                    action: "StartKubeProxy",
-                    note,
-                };
-                // The process is about to end: the event gets its chance, but no more.
-                client
-                    .post_event(notice)
-                    .or(async {
-                        let _ = Timer::after(BIND_RETRY).await;
-                    })
-                    .await;
-            }
-            // The loop may have ended for another reason.
-            let _ = failures.send(failure).await;
-        };
-        setup.executor.spawn(server).detach();
-    }
-    Ok(())
-}
-
-/// Lets scrapes read the kernel's counters.
-fn expose_traffic(metrics: &Metrics, proxies: &[Rc<RefCell<Proxy>>]) {
-    let proxies = proxies.to_vec();
-    metrics.set_traffic(Box::new(move |each| {
-        for proxy in &proxies {
-            let family = proxy.borrow().family();
-            for (port, packets, bytes) in proxy.borrow_mut().traffic() {
-                each(Traffic { port: &port, family, packets, bytes });
-            }
-        }
-    }));
-}
-
-/// Where the servers of healthCheckNodePorts listen (contract 12.3).
-fn health_addresses(facts: &NodeFacts) -> Vec<std::net::IpAddr> {
-    match &facts.node_port_addresses {
-        NodePortAddresses::All => vec![match facts.family {
-            Family::V4 => std::net::Ipv4Addr::UNSPECIFIED.into(),
-            Family::V6 => std::net::Ipv6Addr::UNSPECIFIED.into(),
-        }],
-        NodePortAddresses::Only(addresses) => addresses.clone(),
-    }
-}
-
-/// The event `Starting` (contract 15.3).
-fn post_start(setup: &Setup) {
-    let Some(client) = setup.client.clone() else { return };
-    let notice = Notice {
-        node_name: setup.node_name.clone(),
-        regarding: Regarding::Node,
-        warning: false,
-        reason: "Starting",
-        action: "StartKubeProxy",
-        note: String::new(),
-    };
-    setup.executor.spawn(async move { client.post_event(notice).await }).detach();
-}
-
-fn version() -> &'static str {
-    static VERSION: std::sync::OnceLock<String> = std::sync::OnceLock::new();
-    VERSION.get_or_init(full_version)
-}
-
-fn build() -> Build {
-    static PLATFORM: std::sync::OnceLock<String> = std::sync::OnceLock::new();
-    Build {
-        major: "1",
-        minor: "36",
-        git_version: version(),
-        platform: PLATFORM.get_or_init(|| format!("{}/{}", std::env::consts::OS, go_arch(std::env::consts::ARCH))),
-        ..Build::default()
-    }
-}
-
-/// The name of our Node object (contract 3.1).
-fn node_name(config: &Config) -> Result<String, String> {
-    let name = match &config.hostname_override {
-        Some(name) => name.clone(),
-        None => nix::unistd::gethostname()
-            .map_err(|error| format!("cannot read the host name: {error}"))?
-            .to_string_lossy()
-            .into_owned(),
-    };
-    let name = name.trim().to_lowercase();
-    if name.is_empty() { Err("empty hostname is invalid; set --hostname-override".into()) } else { Ok(name) }
-}
-
-// === impl Setup ===
-
-impl Setup {
-    /// Begins to read objects.
-    fn begin(executor: Rc<LocalExecutor<'static>>, options: &Options, loaded: &Loaded) -> Result<Self, String> {
-        let config = loaded.config.clone();
-        let node_name = node_name(&config)?;
-        let metrics = Rc::new(Metrics::new(build()));
-        let (sender, events) = bounded(EVENTS);
-        let (source, client) = match options.flags.manifests.as_deref() {
-            Some(folder) => {
-                let manifests =
-                    Manifests::open(Path::new(folder)).map_err(|error| format!("--manifests {folder}: {error}"))?;
-                (Source::Manifests(manifests), None)
-            }
-            None => {
-                let master = options.flags.master.as_deref().filter(|master| !master.is_empty());
-                let access = Access::load(config.kubeconfig.as_deref().map(Path::new), master)
-                    .map_err(|error| error.to_string())?;
-                let client = Rc::new(Client::new(access, Limits::default(), Some(count_requests(Rc::clone(&metrics)))));
-                (Source::Api(Rc::clone(&client)), Some(client))
-            }
-        };
-        source.start(&node_name, &executor, sender);
-        Ok(Self { executor, config, node_name, client, metrics, events, store: Store::default() })
-    }
-
-    async fn next_event(&mut self) -> Result<(), String> {
-        let event = self.events.recv().await.map_err(|_| "the source of objects ended".to_owned())?;
-        self.store.apply(event);
-        Ok(())
-    }
-
-    /// Waits until the Node is known, with what is needed of it (contract 3.2); its addresses and podCIDRs.
-    async fn wait_for_node(&mut self) -> Result<(NodeAddresses, Vec<ipnet::IpNet>), String> {
-        while !self.store.knows_node() {
-            self.next_event().await?;
-        }
-        let needs_pod_cidr = matches!(self.config.detect_local, DetectLocal::NodeCidr);
-        let has_api = self.client.is_some();
-        let addresses = |store: &Store| store.node().is_some_and(|node| !node.addresses.is_empty());
-        let pod_cidrs = |store: &Store| store.node().is_some_and(|node| !node.pod_cidrs.is_empty());
-        if has_api && !self.wait_until(NODE_PATIENCE, addresses).await? {
-            log::warn!("Node {} has no addresses, or is not there: going on without", self.node_name);
-        }
-        if needs_pod_cidr && !self.wait_until(POD_CIDR_PATIENCE, pod_cidrs).await? {
-            return Err(match self.store.node() {
-                None => format!("timeout waiting for node {:?} to exist", self.node_name),
-                Some(_) => format!("timeout waiting for PodCIDR allocation on node {:?}", self.node_name),
-            });
-        }
-        let node = self.store.node();
-        let pod_cidrs = node.map(|node| node.pod_cidrs.clone()).unwrap_or_default();
-        Ok((NodeAddresses::new(&self.config, node), pod_cidrs))
-    }
-
-    /// Takes in events until `enough`, at most for so long; whether it was enough.
-    async fn wait_until(&mut self, patience: Duration, enough: impl Fn(&Store) -> bool) -> Result<bool, String> {
-        let end = Instant::now() + patience;
-        while !enough(&self.store) {
-            let timeout = async {
-                Timer::at(end).await;
-                Ok(false)
-            };
-            let event = async { self.next_event().await.map(|()| true) };
-            if !event.or(timeout).await? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-}
-
-/// Counts requests to the API server.
-fn count_requests(metrics: Rc<Metrics>) -> Rc<dyn Fn(&Exchange<'_>)> {
-    Rc::new(move |exchange| {
-        let code = exchange.code.map_or_else(|| "<error>".to_owned(), |code| code.to_string());
-        metrics.requested(&RestRequest {
-            method: exchange.verb,
-            verb: exchange.verb,
-            host: exchange.host,
-            code: &code,
-            took: exchange.duration,
-            sent: 0,
-            received: 0,
-        });
-    })
 }

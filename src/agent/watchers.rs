@@ -26,19 +26,29 @@ use crate::source::{Client, Notice, Regarding};
 
 /// Those who are told.
 pub struct Watchers {
+    /// Runs what takes longer than a turn of the loop.
     pub executor: Rc<LocalExecutor<'static>>,
+    /// How the kernel is programmed.
     pub mode: Mode,
+    /// Our Node object.
     pub node_name: String,
+    /// The metrics.
     pub metrics: Rc<Metrics>,
+    /// What `/healthz` answers.
     pub health: Rc<Health>,
+    /// The servers of healthCheckNodePorts.
     pub service_health: Vec<(Family, Rc<Mutex<ServiceHealth>>)>,
+    /// Where events go; not with manifests.
     pub client: Option<Rc<Client>>,
     /// Fatal failures of servers.
     pub failures: (Sender<String>, Receiver<String>),
     /// One sweep at a time, so that a later one has the last word.
     pub sweeping: Rc<Mutex<()>>,
+    /// What systemd wants to hear.
     pub watchdog: Option<Watchdog>,
+    /// When the slices changed that are not in the kernel yet: nanoseconds since the epoch.
     pub triggers: Vec<u64>,
+    /// Everything was in the kernel once.
     pub ready: bool,
 }
 
@@ -51,14 +61,16 @@ pub struct Watchdog {
 // === impl Watchers ===
 
 impl Watchers {
-    /// Changes came in that will need a sync.
-    pub fn changed(&mut self, proxies: &[Rc<RefCell<Proxy>>], triggers: &[u64], events: (u64, u64)) {
+    /// Changes came in; `wanted` tells whether they can be programmed yet.
+    pub fn changed(&mut self, proxies: &[Rc<RefCell<Proxy>>], triggers: &[u64], events: (u64, u64), wanted: bool) {
         self.triggers.extend(triggers);
         let now = epoch_seconds(SystemTime::now());
         for proxy in proxies {
             let family = proxy.borrow().family();
-            self.health.queued(family);
-            self.metrics.queued(family, now);
+            if wanted {
+                self.health.queued(family);
+                self.metrics.queued(family, now);
+            }
             // Service events are counted once per family (contract 13).
             self.metrics.service_changes.with(&[]).add(events.0);
         }
@@ -75,8 +87,8 @@ impl Watchers {
     pub fn synced(&self, proxy: &Rc<RefCell<Proxy>>, outcome: Result<Synced, Error>, started: Instant) {
         let took = started.elapsed();
         let now = epoch_seconds(SystemTime::now());
-        let proxy_ = proxy.borrow();
-        let family = proxy_.family();
+        let this = proxy.borrow();
+        let family = this.family();
         let label = family.as_str();
         let full = outcome.as_ref().is_ok_and(|synced| synced.full);
         self.metrics.synced(family, if full { Sync::Full } else { Sync::Partial }, took, outcome.is_ok(), now);
@@ -90,10 +102,10 @@ impl Watchers {
             }
         };
         self.health.synced(family);
-        let tally = proxy_.tally();
+        let tally = this.tally();
         self.metrics.programmed_services.with(&[label]).set(tally.services as f64);
         self.metrics.programmed_endpoints.with(&[label]).set(tally.endpoints as f64);
-        self.metrics.set_aside.with(&[label]).set(proxy_.set_aside() as f64);
+        self.metrics.set_aside.with(&[label]).set(this.set_aside() as f64);
         self.metrics.no_local_endpoints.with(&["internal", label]).set(tally.no_local_internal as f64);
         self.metrics.no_local_endpoints.with(&["external", label]).set(tally.no_local_external as f64);
         let (services, endpoints) = (tally.services, tally.endpoints);
@@ -101,7 +113,7 @@ impl Watchers {
         let took = format!("{milliseconds:.1}ms");
         let level = if synced.full { log::Level::Info } else { log::Level::Debug };
         log::log!(level, ip_family = label, services, endpoints, changes, took = took.as_str(); "synced");
-        drop(proxy_);
+        drop(this);
         self.tell_health_checks(proxy);
         self.sweep(family, synced.stale);
     }

@@ -9,6 +9,7 @@ mod pod;
 mod request;
 mod table;
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -60,33 +61,30 @@ pub fn run(options: &Options) -> Result<(), String> {
     }
     let mut node = Node::build()?;
     let how = if node.as_user { "without root, in a user namespace" } else { "in namespaces of their own" };
-    println!("A node, three web pods and two clients, {how}.");
+    say(&format!("A node, three web pods and two clients, {how}."))?;
     let proxy = node.start_proxy(options.flags.v)?;
-    println!("kube-proxy programmed nftables from configs/demo {} after its start.\n", shown(proxy.ready_after));
+    say(&format!("kube-proxy programmed nftables from configs/demo {} after its start.\n", shown(proxy.ready_after)))?;
 
     let mut report = Report::default();
-    println!("{}", table::head());
+    say(&table::head())?;
     send_requests(&mut node, &mut report)?;
-    println!("\n{LEAVES} leaves while requests run:");
+    say(&format!("\n{LEAVES} leaves while requests run:"))?;
     let took = take_away(&mut node, &mut report)?;
-    println!("\nAfterwards:");
+    say("\nAfterwards:")?;
     for at in web(&node) {
         let tally = node.client.ask(Protocol::Tcp, address(at), REQUESTS)?;
-        report.add(Row { from: "pod", what: "ClusterIP", at, expect: Expect::AllBut(LEAVES) }, &tally);
+        report.add(Row { from: "pod", what: "ClusterIP", at, expect: Expect::AllBut(LEAVES) }, &tally)?;
     }
 
-    println!("\nFrom the changed file to the kernel, by nf_tables' own notice: {}.", shown(took));
-    println!("(A part of that, kube-proxy waits in case more files change.)");
+    say(&format!("\nFrom the changed file to the kernel, by nf_tables' own notice: {}.", shown(took)))?;
+    say("(A part of that, kube-proxy waits in case more files change.)")?;
     if let Some(kilobytes) = proxy.resident() {
-        println!("kube-proxy's resident memory: {:.1} MB.", kilobytes as f64 / 1024.0);
+        say(&format!("kube-proxy's resident memory: {:.1} MB.", kilobytes as f64 / 1024.0))?;
     }
-    println!("Requests: {}, failures: {}\n", report.requests, report.failures);
+    say(&format!("Requests: {}, failures: {}\n", report.requests, report.failures))?;
     match report.complaints.first() {
         Some(first) => Err(format!("the demo did not go as expected: {first}; kube-proxy demo -v 4 may show why")),
-        None => {
-            println!("{NEXT}");
-            Ok(())
-        }
+        None => say(NEXT),
     }
 }
 
@@ -105,19 +103,28 @@ fn own_program() -> &'static Path {
     Path::new("/proc/self/exe")
 }
 
+/// Prints a line, and lets it be seen at once.
+///
+/// # Errors
+/// When nobody reads any more.
+fn say(line: &str) -> Result<(), String> {
+    let mut out = std::io::stdout();
+    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(|error| format!("cannot write to stdout: {error}"))
+}
+
 /// One row for each way to reach the Services.
 fn send_requests(node: &mut Node, report: &mut Report) -> Result<(), String> {
     for at in web(node) {
         let tally = node.client.ask(Protocol::Tcp, address(at), REQUESTS)?;
-        report.add(Row { from: "pod", what: "ClusterIP", at, expect: Expect::All }, &tally);
+        report.add(Row { from: "pod", what: "ClusterIP", at, expect: Expect::All }, &tally)?;
     }
     let at = WEB[0];
     let mut tally = Tally::default();
     (0..REQUESTS).for_each(|_| tally.ask(Protocol::Tcp, address(at)));
-    report.add(Row { from: "node", what: "ClusterIP", at, expect: Expect::All }, &tally);
+    report.add(Row { from: "node", what: "ClusterIP", at, expect: Expect::All }, &tally)?;
     for at in NODE_PORT.into_iter().take(web(node).count()) {
         let tally = node.outside.ask(Protocol::Tcp, address(at), REQUESTS)?;
-        report.add(Row { from: "outside", what: "NodePort", at, expect: Expect::All }, &tally);
+        report.add(Row { from: "outside", what: "NodePort", at, expect: Expect::All }, &tally)?;
     }
     for (what, protocol, at, count, expect) in [
         ("UDP", Protocol::Udp, UDP, REQUESTS, Expect::All),
@@ -125,7 +132,7 @@ fn send_requests(node: &mut Node, report: &mut Report) -> Result<(), String> {
         ("no endpoints", Protocol::Tcp, EMPTY, REFUSALS, Expect::Refusal),
     ] {
         let tally = node.client.ask(protocol, address(at), count)?;
-        report.add(Row { from: "pod", what, at, expect }, &tally);
+        report.add(Row { from: "pod", what, at, expect }, &tally)?;
     }
     Ok(())
 }
@@ -147,9 +154,9 @@ fn take_away(node: &mut Node, report: &mut Report) -> Result<Duration, String> {
 
     std::thread::sleep(BEFORE_AND_AFTER);
     let tally = node.client.end()?;
-    report.add(Row { from: "pod", what: "ClusterIP", at: WEB[0], expect: Expect::Answers }, &tally);
+    report.add(Row { from: "pod", what: "ClusterIP", at: WEB[0], expect: Expect::Answers }, &tally)?;
     let tally = node.outside.end()?;
-    report.add(Row { from: "outside", what: "NodePort", at: NODE_PORT[0], expect: Expect::Answers }, &tally);
+    report.add(Row { from: "outside", what: "NodePort", at: NODE_PORT[0], expect: Expect::Answers }, &tally)?;
     match heard {
         true => Ok(took),
         false => {

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::libc;
+
 use super::pod::Pod;
 use super::{ROLE, own_program};
 use crate::kernel::namespaces;
@@ -208,11 +210,22 @@ pub fn set(setting: &str, value: u64) -> Result<(), String> {
 
 /// What to do where private namespaces cannot be made.
 fn forbidden(error: &io::Error) -> String {
-    let way_out = match nix::unistd::geteuid().is_root() {
-        true => "run it with CAP_SYS_ADMIN and CAP_NET_ADMIN (in a container: --privileged)",
-        false => "run it as root: sudo kube-proxy demo",
+    let way_out = if nix::unistd::geteuid().is_root() {
+        "run it with CAP_SYS_ADMIN and CAP_NET_ADMIN (in a container: --privileged)".to_owned()
+    } else {
+        let program =
+            std::env::current_exe().map_or_else(|_| "kube-proxy".to_owned(), |path| path.display().to_string());
+        // All three sysctls exist to forbid it; which ones a kernel has depends on its distribution.
+        format!(
+            "kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns or \
+             user.max_user_namespaces may forbid it; run it as root: sudo {program} demo"
+        )
     };
-    format!("the demo cannot make namespaces of its own here: {error}; {way_out}")
+    let why = match error.raw_os_error() {
+        Some(libc::ENOSPC) => "a limit on namespaces is reached".to_owned(),
+        _ => error.to_string(),
+    };
+    format!("the demo cannot make namespaces of its own here: {why}; {way_out}")
 }
 
 // === impl Proxy ===

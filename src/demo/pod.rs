@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::node::{DUPLICATE_DETECTION, set};
 use super::request::{Protocol, Tally};
-use super::{ROLE, own_program};
+use super::{ROLE, own_program, say};
 use crate::kernel::listen::{self, Unspecified};
 use crate::kernel::namespaces;
 use crate::kernel::veth::Cables;
@@ -78,10 +78,6 @@ pub fn live() -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-fn say(line: &str) -> Result<(), String> {
-    writeln!(io::stdout(), "{line}").map_err(|error| format!("nobody listens: {error}"))
 }
 
 fn read<T: std::str::FromStr>(word: &str) -> Result<T, String> {

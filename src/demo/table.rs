@@ -3,6 +3,7 @@
 //! Fits 80 columns. Must not send anything.
 
 use super::request::Tally;
+use super::say;
 
 const PODS: [&str; 3] = ["web-1", "web-2", "web-3"];
 
@@ -91,11 +92,15 @@ impl Row {
 
 impl Report {
     /// Prints a row, and judges it.
-    pub fn add(&mut self, row: Row, tally: &Tally) {
-        println!("{}", row.line(tally));
+    ///
+    /// # Errors
+    /// When nobody reads any more.
+    pub fn add(&mut self, row: Row, tally: &Tally) -> Result<(), String> {
+        say(&row.line(tally))?;
         self.requests += tally.requests();
         self.failures += row.failures(tally);
         self.complaints.extend(row.complaint(tally));
+        Ok(())
     }
 }
 

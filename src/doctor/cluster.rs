@@ -25,7 +25,7 @@ pub fn checks(options: &Options, loaded: &Result<Loaded, String>) -> Vec<Check> 
         return checks;
     }
     let kubeconfig = loaded.config.kubeconfig.as_deref();
-    match Access::load(kubeconfig.map(Path::new), options.flags.master.as_deref()) {
+    match Access::load(kubeconfig.map(Path::new), options.flags.master.as_deref().filter(|master| !master.is_empty())) {
         Ok(access) => {
             let name = kubeconfig.unwrap_or("the pod's service account");
             checks.push(Check::ok("kubeconfig", format!("{name} leads to {}", access.server())));

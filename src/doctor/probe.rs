@@ -2,15 +2,12 @@
 //!
 //! Never changes anything. Modules that a transaction needs are loaded by the kernel, as they would be in earnest.
 
-use nftables::expr::{
-    CT, Expression, Fib, FibFlag, FibResult, Meta, MetaKey, NamedExpression, NgMode, Numgen, Payload, PayloadField,
-};
-use nftables::stmt::{Mangle, NAT, NATFamily, Reject, RejectType, Statement};
-use nftables::types::RejectCode;
+use nftables::expr::MetaKey;
 use nix::errno::Errno;
 
 use crate::kernel::nftables::{Batch, CommitError, Hook, Nftables, TableFamily};
 use crate::kernel::nftrule::{self, Step};
+use crate::kernel::nftwords::{concat, destination_is_local, dnat, field, is_new, masquerade, random, reject, set};
 use crate::model::Family;
 
 /// What the kernel answered.
@@ -30,7 +27,7 @@ struct Feature {
     module: [&'static str; 2],
     hook: Hook,
     /// A rule that uses it.
-    rule: fn(Family) -> Statement<'static>,
+    rule: fn(TableFamily) -> Step,
 }
 
 const TABLE: &str = "kube-proxy-doctor";
@@ -40,12 +37,12 @@ const NAT_POSTROUTING: Hook = Hook { kind: "nat", number: 4, priority: 100 };
 const FILTER_FORWARD: Hook = Hook { kind: "filter", number: 2, priority: 0 };
 
 const FEATURES: [Feature; 6] = [
-    Feature { module: ["nft_ct"; 2], hook: FILTER_FORWARD, rule: |_| set_mark(conntrack_state()) },
-    Feature { module: ["nft_numgen"; 2], hook: FILTER_FORWARD, rule: |_| set_mark(random()) },
-    Feature { module: ["nft_fib_ipv4", "nft_fib_ipv6"], hook: FILTER_FORWARD, rule: |_| set_mark(address_type()) },
+    Feature { module: ["nft_ct"; 2], hook: FILTER_FORWARD, rule: |_| is_new() },
+    Feature { module: ["nft_numgen"; 2], hook: FILTER_FORWARD, rule: |_| set(MetaKey::Mark, random(2, 0)) },
+    Feature { module: ["nft_fib_ipv4", "nft_fib_ipv6"], hook: FILTER_FORWARD, rule: |_| destination_is_local() },
     Feature { module: ["nft_reject_ipv4", "nft_reject_ipv6"], hook: FILTER_FORWARD, rule: reject },
-    Feature { module: ["nft_nat"; 2], hook: NAT_PREROUTING, rule: dnat },
-    Feature { module: ["nft_masq"; 2], hook: NAT_POSTROUTING, rule: |_| Statement::Masquerade(None) },
+    Feature { module: ["nft_nat"; 2], hook: NAT_PREROUTING, rule: dnat_to_itself },
+    Feature { module: ["nft_masq"; 2], hook: NAT_POSTROUTING, rule: |_| masquerade() },
 ];
 
 /// Asks the kernel about everything that the nftables mode uses in one family.
@@ -92,51 +89,19 @@ impl Feature {
         batch.add_table("");
         batch.add_chain(CHAIN, Some(self.hook), "");
         batch.add_rule(CHAIN, |buffer| {
-            nftrule::compile(buffer, &[Step::Statement((self.rule)(family))])
+            nftrule::compile(buffer, &[(self.rule)(table_family(family))])
                 .expect("the probes are written in the subset that is compiled; a test runs them all");
         });
         kernel.check(&mut batch).is_ok()
     }
 }
 
-fn set_mark(value: Expression<'static>) -> Statement<'static> {
-    let mark = Expression::Named(NamedExpression::Meta(Meta { key: MetaKey::Mark }));
-    Statement::Mangle(Mangle { key: mark, value })
-}
-
-fn conntrack_state() -> Expression<'static> {
-    Expression::Named(NamedExpression::CT(CT { key: "state".into(), family: None, dir: None }))
-}
-
-fn random() -> Expression<'static> {
-    Expression::Named(NamedExpression::Numgen(Numgen { mode: NgMode::Random, ng_mod: 2, offset: None }))
-}
-
-fn address_type() -> Expression<'static> {
-    Expression::Named(NamedExpression::Fib(Fib { result: FibResult::Type, flags: [FibFlag::Daddr].into() }))
-}
-
-fn reject(family: Family) -> Statement<'static> {
-    let kind = match family {
-        Family::V4 => RejectType::ICMP,
-        Family::V6 => RejectType::ICMPv6,
+fn dnat_to_itself(family: TableFamily) -> Step {
+    let header = match family {
+        TableFamily::Ip => "ip",
+        TableFamily::Ip6 => "ip6",
     };
-    Statement::Reject(Some(Reject::new(Some(kind), Some(RejectCode::PortUnreach))))
-}
-
-fn dnat(family: Family) -> Statement<'static> {
-    let field = |protocol: &'static str, field: &'static str| {
-        Expression::Named(NamedExpression::Payload(Payload::PayloadField(PayloadField {
-            protocol: protocol.into(),
-            field: field.into(),
-        })))
-    };
-    let (name, family) = match family {
-        Family::V4 => ("ip", NATFamily::IP),
-        Family::V6 => ("ip6", NATFamily::IP6),
-    };
-    let target = Expression::Named(NamedExpression::Concat(vec![field(name, "daddr"), field("th", "dport")]));
-    Statement::DNAT(Some(NAT { addr: Some(target), family: Some(family), port: None, flags: None }))
+    dnat(family, concat([field(header, "daddr"), field("th", "dport")]))
 }
 
 #[cfg(test)]
@@ -147,7 +112,7 @@ mod tests {
     fn every_probe_can_be_asked() {
         for feature in &FEATURES {
             for family in Family::ALL {
-                let rule = [Step::Statement((feature.rule)(family))];
+                let rule = [(feature.rule)(table_family(family))];
                 let mut buffer = crate::kernel::netlink::Buffer::new();
                 buffer.message(0, 0, 0, &[]);
                 assert_eq!(nftrule::compile(&mut buffer, &rule), Ok(()), "{}", feature.module[0]);

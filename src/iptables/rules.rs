@@ -11,7 +11,7 @@ use crate::model::Family;
 use crate::plan::{Endpoint, PortPlan, Route, ServicePlan};
 
 use super::names::{ChainName, Kind, PortChains, Socket};
-use super::shared::{COUNTER_LOCALHOST, MARK_MASQ, Shape, Shared};
+use super::shared::{MARK_MASQ, Shape, Shared};
 
 /// `xt_statistic` keeps a probability in units of 2^-31.
 const CERTAIN: u64 = 1 << 31;
@@ -41,7 +41,13 @@ struct Port<'a> {
     shape: &'a Shape,
     plan: &'a PortPlan,
     chains: PortChains,
-    comments: bool,
+    detail: Detail,
+}
+
+/// Where a rule that chose an endpoint sends the packet.
+enum Target<'a> {
+    Chain(ChainName),
+    Socket(&'a Endpoint),
 }
 
 /// An address as iptables prints it.
@@ -53,12 +59,22 @@ struct Probability {
     total: u64,
 }
 
-/// The rules of a Service. Without `comments`, those of endpoints have none: they cost memory in the kernel, and nobody
-/// reads thousands of them (contract 9.6).
-pub fn rules(shape: &Shape, service: &ServicePlan, comments: bool) -> Rules {
+/// How much is said about endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Detail {
+    /// Their rules have comments. These cost memory in the kernel, and nobody reads thousands of them (contract 9.6).
+    pub comments: bool,
+    /// Every endpoint has a chain. Without, only those have one that need it: endpoints of this node, which may be sent
+    /// back to themselves and are then masqueraded, and those of Services with affinity. Others cannot be clients that
+    /// are sent back to themselves here, so their chain would hold one rule, which is as well in the Service's chain.
+    pub chains: bool,
+}
+
+/// The rules of a Service.
+pub fn rules(shape: &Shape, service: &ServicePlan, detail: Detail) -> Rules {
     let mut rules = Rules::default();
     for plan in &service.ports {
-        Port { rules: &mut rules, shape, plan, chains: PortChains::new(&plan.name), comments }.write();
+        Port { rules: &mut rules, shape, plan, chains: PortChains::new(&plan.name), detail }.write();
     }
     if let Some(port) = service.health_check_node_port {
         let rule = format!(
@@ -142,11 +158,6 @@ impl Port<'_> {
                 self.rules.shared.push((Shared::Services, rule));
             }
             if let Some(port) = plan.node_port {
-                if self.shape.localhost_node_ports() && self.shape.options.counters {
-                    let matching = self.matching("-d 127.0.0.0/8 ", "", "", port);
-                    let rule = format!("{matching} -m nfacct --nfacct-name {COUNTER_LOCALHOST} -j {external}");
-                    self.rules.shared.push((Shared::NodePorts, rule));
-                }
                 let rule = format!("{} -j {external}", self.matching("", "", "", port));
                 self.rules.shared.push((Shared::NodePorts, rule));
             }
@@ -237,11 +248,14 @@ impl Port<'_> {
         let plan = self.plan;
         let only_local = plan.local.iter().filter(|e| !plan.cluster.contains(e));
         for endpoint in plan.cluster.iter().chain(only_local) {
+            self.rules.endpoints += 1;
+            if !self.has_chain(endpoint) {
+                continue;
+            }
             let name = self.chains.endpoint(endpoint);
             let comment = self.comment_of(endpoint, false);
             let (protocol, affinity) =
                 (plan.name.protocol, plan.affinity.map(|_| Recent { name, family: self.shape.facts.family }));
-            self.rules.endpoints += 1;
             self.chain(name, |text| {
                 writeln!(text, "-A {name} -s {} {comment}-j {MARK_MASQ}", Host(endpoint.address))?;
                 write!(text, "-A {name} -p {protocol} {comment}")?;
@@ -258,7 +272,8 @@ impl Port<'_> {
         let plan = self.plan;
         let name = self.chains.of(kind);
         let chains = self.chains.clone();
-        let family = self.shape.facts.family;
+        let targets: Vec<_> = endpoints.iter().map(|endpoint| self.target(endpoint)).collect();
+        let (family, protocol) = (self.shape.facts.family, plan.name.protocol);
         let masquerade =
             if self.shape.facts.masquerade_all { Some(Default::default()) } else { self.shape.local_match(false) };
         let masquerade = masquerade.filter(|_| internal).map(|(source, interface)| {
@@ -283,26 +298,39 @@ impl Port<'_> {
             let even = endpoints.iter().all(|e| e.weight == 0);
             let weight = |endpoint: &Endpoint| if even { 1 } else { u64::from(endpoint.weight) };
             let mut total: u64 = endpoints.iter().map(weight).sum();
-            for (endpoint, comment) in endpoints.iter().zip(&comments) {
-                let (weight, target) = (weight(endpoint), chains.endpoint(endpoint));
-                if weight == total {
-                    writeln!(text, "-A {name} {comment}-j {target}")?;
-                    break;
-                } else if weight > 0 {
-                    let probability = Probability { weight, total };
-                    writeln!(
-                        text,
-                        "-A {name} {comment}-m statistic --mode random --probability {probability} -j {target}"
-                    )?;
-                    total -= weight;
+            for ((endpoint, target), comment) in endpoints.iter().zip(&targets).zip(&comments) {
+                let weight = weight(endpoint);
+                if weight == 0 {
+                    continue;
                 }
+                write!(text, "-A {name} ")?;
+                if let Target::Socket(_) = target {
+                    write!(text, "-p {protocol} ")?;
+                }
+                write!(text, "{comment}")?;
+                if weight < total {
+                    write!(text, "-m statistic --mode random --probability {} ", Probability { weight, total })?;
+                }
+                match target {
+                    Target::Chain(chain) => writeln!(text, "-j {chain}")?,
+                    Target::Socket(endpoint) => writeln!(text, "-j DNAT --to-destination {}", Socket(endpoint))?,
+                }
+                total -= weight;
             }
             Ok(())
         });
     }
 
+    fn has_chain(&self, endpoint: &Endpoint) -> bool {
+        self.detail.chains || endpoint.local || self.plan.affinity.is_some()
+    }
+
+    fn target<'e>(&self, endpoint: &'e Endpoint) -> Target<'e> {
+        if self.has_chain(endpoint) { Target::Chain(self.chains.endpoint(endpoint)) } else { Target::Socket(endpoint) }
+    }
+
     fn comment_of(&self, endpoint: &Endpoint, arrow: bool) -> String {
-        match (self.comments, arrow) {
+        match (self.detail.comments, arrow) {
             (false, _) => String::new(),
             (true, false) => format!("-m comment --comment \"{}\" ", self.plan.name),
             (true, true) => format!("-m comment --comment \"{} -> {}\" ", self.plan.name, Socket(endpoint)),
@@ -369,3 +397,6 @@ impl fmt::Display for Probability {
         write!(f, "{:.11}", kept as f64 / CERTAIN as f64)
     }
 }
+
+#[cfg(test)]
+mod tests;

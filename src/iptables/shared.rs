@@ -17,10 +17,6 @@ pub const MARK_MASQ: &str = "KUBE-MARK-MASQ";
 pub const FIREWALL: &str = "KUBE-FIREWALL";
 /// Exists for nothing but to be missed.
 pub const CANARY: &str = "KUBE-PROXY-CANARY";
-/// What the kernel calls the counter of packets dropped as INVALID.
-pub const COUNTER_INVALID: &str = "ct_state_invalid_dropped_pkts";
-/// What the kernel calls the counter of packets that used a NodePort on loopback.
-pub const COUNTER_LOCALHOST: &str = "localhost_nps_accepted_pkts";
 
 /// A table of iptables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -233,12 +229,7 @@ impl Shape {
         let mark = self.facts.masquerade_mark;
         let mut rules = Vec::with_capacity(3);
         if !self.options.tcp_be_liberal {
-            let counter = if self.options.counters {
-                format!("-m nfacct --nfacct-name {COUNTER_INVALID} ")
-            } else {
-                String::new()
-            };
-            rules.push(format!("-m conntrack --ctstate INVALID {counter}-j DROP"));
+            rules.push("-m conntrack --ctstate INVALID -j DROP".to_owned());
         }
         rules.push(format!(
             "-m comment --comment \"kubernetes forwarding rules\" -m mark --mark {mark:#x}/{mark:#x} -j ACCEPT"
@@ -284,5 +275,76 @@ impl Shape {
             LocalTraffic::Interface(name) => Some((String::new(), format!("{not}-i {name} "))),
             LocalTraffic::InterfacePrefix(prefix) => Some((String::new(), format!("{not}-i {prefix}+ "))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(family: Family, addresses: NodePortAddresses, localhost_node_ports: bool) -> Shape {
+        let facts = NodeFacts {
+            family,
+            local_traffic: LocalTraffic::Unknown,
+            masquerade_all: false,
+            masquerade_mark: 0x4000,
+            node_port_addresses: addresses,
+            service_cidrs: Vec::new(),
+        };
+        Shape::new(&facts, Options { localhost_node_ports, tcp_be_liberal: false })
+    }
+
+    fn rules(shape: &Shape, table: Table, name: &str) -> Option<Vec<String>> {
+        shape.fixed(table).into_iter().find(|chain| chain.name == name).map(|chain| chain.rules)
+    }
+
+    #[test]
+    fn node_ports_are_on_the_addresses_that_serve_them() {
+        use Family::{V4, V6};
+        let only = |addresses: &[&str]| NodePortAddresses::Only(addresses.iter().map(|a| a.parse().unwrap()).collect());
+        for (family, addresses, localhost, expected) in [
+            (V4, NodePortAddresses::All, true, &["@-m addrtype --dst-type LOCAL "][..]),
+            (V4, NodePortAddresses::All, false, &["! -d 127.0.0.0/8 @-m addrtype --dst-type LOCAL "]),
+            (V6, NodePortAddresses::All, true, &["! -d ::1/128 @-m addrtype --dst-type LOCAL "]),
+            (V4, only(&["10.0.0.1", "10.0.0.2"]), true, &["-d 10.0.0.1/32 @", "-d 10.0.0.2/32 @"]),
+            (V4, only(&["10.0.0.1", "127.0.0.1"]), true, &["-d 10.0.0.1/32 @", "-d 127.0.0.1/32 @"]),
+            (V4, only(&["10.0.0.1", "127.0.0.1"]), false, &["-d 10.0.0.1/32 @"]),
+            (V6, only(&["fd00::1", "::1"]), true, &["-d fd00::1/128 @"]),
+        ] {
+            let shape = shape(family, addresses, localhost);
+            let comment = "-m comment --comment \"kubernetes service nodeports; NOTE: this must be the last rule in this chain\" ";
+            let tail: Vec<_> = shape.tail(Shared::Services).iter().map(|rule| rule.replace(comment, "@")).collect();
+            let expected: Vec<_> = expected.iter().map(|rule| format!("{rule}-j KUBE-NODEPORTS")).collect();
+            assert_eq!(tail, expected);
+        }
+    }
+
+    #[test]
+    fn loopback_is_guarded_where_it_is_routed() {
+        let guarded = |family, addresses, localhost| {
+            rules(&shape(family, addresses, localhost), Table::Filter, FIREWALL).is_some()
+        };
+        assert!(guarded(Family::V4, NodePortAddresses::All, true));
+        assert!(!guarded(Family::V4, NodePortAddresses::All, false));
+        assert!(!guarded(Family::V4, NodePortAddresses::Only(vec!["10.0.0.1".parse().unwrap()]), true));
+        assert!(!guarded(Family::V6, NodePortAddresses::All, true));
+    }
+
+    #[test]
+    fn invalid_packets_are_dropped_unless_tracking_is_liberal() {
+        let mut shape = shape(Family::V4, NodePortAddresses::All, true);
+        let first = |shape: &Shape| rules(shape, Table::Filter, "KUBE-FORWARD").unwrap().remove(0);
+        assert_eq!(first(&shape), "-m conntrack --ctstate INVALID -j DROP");
+        shape.options.tcp_be_liberal = true;
+        assert!(first(&shape).ends_with("-m mark --mark 0x4000/0x4000 -j ACCEPT"));
+    }
+
+    #[test]
+    fn masquerade_takes_its_mark_back() {
+        let rules = rules(&shape(Family::V4, NodePortAddresses::All, true), Table::Nat, "KUBE-POSTROUTING").unwrap();
+        let [others, mark, masquerade] = &rules[..] else { panic!("{rules:?}") };
+        assert_eq!(others, "-m mark ! --mark 0x4000/0x4000 -j RETURN");
+        assert_eq!(mark, "-j MARK --set-xmark 0x4000/0x0");
+        assert!(masquerade.ends_with("-j MASQUERADE --random-fully"));
     }
 }

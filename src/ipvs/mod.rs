@@ -169,11 +169,8 @@ impl Ipvs {
         for (entrance, change) in changes.servers() {
             for at in state.at(entrance) {
                 match (&change.before, &change.after) {
-                    (Some(before), Some(after)) => {
-                        if before.settings != after.settings || before.endpoints != after.endpoints {
-                            servers.correct(at, &before.settings, after)?;
-                        }
-                    }
+                    (Some(before), Some(after)) if before.balances_like(after) => {}
+                    (Some(before), Some(after)) => servers.correct(at, &before.settings, after)?,
                     (None, Some(after)) => servers.add(at, after)?,
                     (Some(_), None) => servers.remove(at)?,
                     (None, None) => {}

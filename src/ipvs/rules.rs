@@ -11,7 +11,8 @@
 
 use nftables::expr::MetaKey;
 
-use crate::kernel::nftables::{Field, Hook, SetSpec, TableFamily};
+use crate::kernel::nftables::{Hook, SetSpec, TableFamily};
+use crate::kernel::nftchains::{ADDRESS, Chain, PAIR, PORT, VIP, VIP_AND_SOURCE};
 use crate::kernel::nftrule::Step;
 use crate::kernel::nftwords::*;
 use crate::model::Family;
@@ -40,31 +41,11 @@ pub enum Set {
     Restricted,
     /// Who may use these.
     AllowedSources,
+    /// Ports of health check servers, which answer on every address.
+    HealthChecks,
     /// Endpoints on this node, each paired with itself.
     Hairpin,
 }
-
-/// A chain with its rules.
-pub struct Chain {
-    /// Its name.
-    pub name: &'static str,
-    /// Where it hooks in, for base chains.
-    pub hook: Option<Hook>,
-    /// Its rules.
-    pub rules: Vec<Vec<Step>>,
-}
-
-const ADDRESS: [&[Field]; 2] = [&[Field::Ipv4Addr], &[Field::Ipv6Addr]];
-const PAIR: [&[Field]; 2] = [&[Field::Ipv4Addr, Field::Ipv4Addr], &[Field::Ipv6Addr, Field::Ipv6Addr]];
-const ENTRANCE: [&[Field]; 2] = [
-    &[Field::Ipv4Addr, Field::InetProto, Field::InetService],
-    &[Field::Ipv6Addr, Field::InetProto, Field::InetService],
-];
-const ENTRANCE_AND_SOURCE: [&[Field]; 2] = [
-    &[Field::Ipv4Addr, Field::InetProto, Field::InetService, Field::Ipv4Addr],
-    &[Field::Ipv6Addr, Field::InetProto, Field::InetService, Field::Ipv6Addr],
-];
-const PORT: &[Field] = &[Field::InetProto, Field::InetService];
 
 /// All sets of a family, in the order of [`Set`].
 pub fn sets(family: Family) -> [SetSpec; Set::ALL.len()] {
@@ -72,12 +53,13 @@ pub fn sets(family: Family) -> [SetSpec; Set::ALL.len()] {
     Set::ALL.map(|set| {
         let (key, comment) = match set {
             Set::ServiceIps => (ADDRESS[f], "addresses of kube-ipvs0: only Services answer there"),
-            Set::Internal => (ENTRANCE[f], "ClusterIPs"),
-            Set::External => (ENTRANCE[f], "external and load balancer IPs, all endpoints"),
-            Set::ExternalLocal => (ENTRANCE[f], "external and load balancer IPs, local endpoints"),
+            Set::Internal => (VIP[f], "ClusterIPs"),
+            Set::External => (VIP[f], "external and load balancer IPs, all endpoints"),
+            Set::ExternalLocal => (VIP[f], "external and load balancer IPs, local endpoints"),
             Set::NodePorts => (PORT, "NodePorts, all endpoints"),
-            Set::Restricted => (ENTRANCE[f], "load balancer IPs with source ranges"),
-            Set::AllowedSources => (ENTRANCE_AND_SOURCE[f], "who may use these"),
+            Set::Restricted => (VIP[f], "load balancer IPs with source ranges"),
+            Set::AllowedSources => (VIP_AND_SOURCE[f], "who may use these"),
+            Set::HealthChecks => (PORT, "health checks of load balancers"),
             Set::Hairpin => (PAIR[f], "endpoints on this node"),
         };
         let interval = set == Set::AllowedSources;
@@ -120,6 +102,7 @@ pub fn chains(facts: &NodeFacts) -> Vec<Chain> {
             FILTER,
             vec![
                 vec![is_new(), jump("services")],
+                vec![is_new(), is_in(port(), Set::HealthChecks.name()), accept()],
                 vec![is_new(), is_in(w.ip("daddr"), Set::ServiceIps.name()), reject(w.table_family())],
                 vec![is_new(), is_in(port(), Set::NodePorts.name()), goto("masquerade")],
             ],
@@ -175,7 +158,7 @@ struct Wording<'a> {
 
 impl Set {
     /// All of them, in order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::ServiceIps,
         Self::Internal,
         Self::External,
@@ -183,6 +166,7 @@ impl Set {
         Self::NodePorts,
         Self::Restricted,
         Self::AllowedSources,
+        Self::HealthChecks,
         Self::Hairpin,
     ];
 
@@ -196,6 +180,7 @@ impl Set {
             Self::NodePorts => "node-ports",
             Self::Restricted => "restricted",
             Self::AllowedSources => "allowed-sources",
+            Self::HealthChecks => "health-checks",
             Self::Hairpin => "hairpin",
         }
     }

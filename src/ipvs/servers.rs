@@ -1,6 +1,7 @@
 //! Virtual servers and their real servers: what must change in the kernel's table, and who is still leaving.
 //!
 //! A real server that leaves keeps the TCP connections it has: it gets weight 0 and goes when they have (contract 10.4).
+//! For UDP it goes at once, unless its endpoint is only terminating and serves on.
 //! The kernel's table is the only memory of real servers; a changed virtual server is read before it is corrected.
 
 use std::collections::{HashMap, HashSet};
@@ -109,7 +110,7 @@ impl Servers {
             self.push(Command::Set(at, server.settings.clone()))?;
         }
         let real_servers = self.ipvs.real_servers(&at)?;
-        let (commands, leaving) = corrections(at, &server.endpoints, &real_servers);
+        let (commands, leaving) = corrections(at, &server.endpoints, &server.serving, &real_servers);
         for command in commands {
             self.push(command)?;
         }
@@ -194,7 +195,13 @@ fn real(endpoint: &Endpoint) -> RealServer {
 }
 
 /// What must change so that a virtual server has these endpoints, and which real servers it cannot lose yet.
-fn corrections(at: VirtualServer, wanted: &[Endpoint], held: &[Held]) -> (Vec<Command>, Vec<RealServer>) {
+/// Those in `serving` get nothing new and stay.
+fn corrections(
+    at: VirtualServer,
+    wanted: &[Endpoint],
+    serving: &[Endpoint],
+    held: &[Held],
+) -> (Vec<Command>, Vec<RealServer>) {
     let mut commands = Vec::new();
     let mut leaving = Vec::new();
     let by_server: HashMap<RealServer, &Held> = held.iter().map(|held| (held.server, held)).collect();
@@ -210,14 +217,18 @@ fn corrections(at: VirtualServer, wanted: &[Endpoint], held: &[Held]) -> (Vec<Co
     }
     let wanted: HashSet<RealServer> = wanted.iter().map(real).collect();
     for held in held.iter().filter(|held| !wanted.contains(&held.server)) {
-        if at.protocol != Protocol::Tcp as u8 || held.connections == 0 {
+        let serves = serving.iter().any(|endpoint| real(endpoint) == held.server);
+        let is_busy = at.protocol == Protocol::Tcp as u8 && held.connections > 0;
+        if !serves && !is_busy {
             commands.push(Command::DeleteReal(at, held.server));
             continue;
         }
         if held.weight != 0 {
             commands.push(Command::SetReal(at, held.server, 0));
         }
-        leaving.push(held.server);
+        if !serves {
+            leaving.push(held.server);
+        }
     }
     (commands, leaving)
 }
@@ -244,7 +255,7 @@ mod tests {
             std::net::IpAddr::V4(v4) => v4.octets()[3],
             std::net::IpAddr::V6(_) => unreachable!("all are IPv4"),
         };
-        let (commands, leaving) = corrections(at(protocol), wanted, present);
+        let (commands, leaving) = corrections(at(protocol), wanted, &[endpoint(9, 1)], present);
         let commands: Vec<String> = commands
             .iter()
             .map(|command| match command {
@@ -280,6 +291,9 @@ mod tests {
             (Protocol::Tcp, held(1, 0, 2), "", vec![1]),
             (Protocol::Udp, held(1, 1, 2), "-1", vec![]),
             (Protocol::Sctp, held(1, 1, 2), "-1", vec![]),
+            // It is terminating, and still serves.
+            (Protocol::Udp, held(9, 1, 2), "=9:0", vec![]),
+            (Protocol::Udp, held(9, 0, 2), "", vec![]),
         ] {
             assert_eq!(summary(protocol, &[], &[present]), (commands.into(), leaving), "{protocol} {present:?}");
         }

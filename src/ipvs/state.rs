@@ -6,7 +6,7 @@ use std::hash::Hash;
 use std::net::IpAddr;
 use std::rc::Rc;
 
-use super::filter::{Record, record_of_address, record_of_endpoint, records_of};
+use super::filter::{Record, record_of_address, record_of_endpoint, record_of_health_check, records_of};
 use super::wanted::{Entrance, Server, Wanted};
 use crate::kernel::ipvs::VirtualServer;
 use crate::model::ObjectName;
@@ -15,8 +15,9 @@ use crate::model::ObjectName;
 #[derive(Default)]
 pub struct State {
     services: HashMap<ObjectName, Wanted>,
-    addresses: Counts,
-    local_endpoints: Counts,
+    addresses: Counts<IpAddr>,
+    local_endpoints: Counts<IpAddr>,
+    health_checks: Counts<u16>,
     around: Around,
 }
 
@@ -31,9 +32,8 @@ pub struct Around {
     pub node_addresses: Vec<IpAddr>,
 }
 
-/// How often each address is wanted.
-#[derive(Default)]
-struct Counts(HashMap<IpAddr, u32>);
+/// How often each thing is wanted.
+struct Counts<T>(HashMap<T, u32>);
 
 /// What a number of changed Services changes.
 #[derive(Default)]
@@ -42,6 +42,7 @@ pub struct Changes {
     /// Touched, and whether they were wanted before.
     addresses: HashMap<IpAddr, bool>,
     local_endpoints: HashMap<IpAddr, bool>,
+    health_checks: HashMap<u16, bool>,
 }
 
 /// The server behind an entrance, before and after.
@@ -83,13 +84,14 @@ impl State {
         for (entrance, server) in &wanted.servers {
             changes.servers.entry(*entrance).or_default().after = Some(server.clone());
         }
-        for (after, wanted) in [(&wanted, true), (&before, false)] {
-            after.addresses().for_each(|address| self.addresses.count(address, wanted, &mut changes.addresses));
-            for &endpoint in &after.local_endpoints {
-                self.local_endpoints.count(endpoint, wanted, &mut changes.local_endpoints);
-            }
+        for (of, up) in [(&wanted, true), (&before, false)] {
+            of.addresses().for_each(|address| self.addresses.count(address, up, &mut changes.addresses));
+            let endpoints = of.local_endpoints.iter();
+            endpoints.for_each(|&endpoint| self.local_endpoints.count(endpoint, up, &mut changes.local_endpoints));
+            let health_check = of.health_check.iter();
+            health_check.for_each(|&port| self.health_checks.count(port, up, &mut changes.health_checks));
         }
-        if !wanted.servers.is_empty() {
+        if wanted != Wanted::default() {
             self.services.insert(name, wanted);
         }
     }
@@ -119,7 +121,8 @@ impl State {
         let of_servers = self.servers().flat_map(|(entrance, server)| records_of(entrance, server));
         let of_addresses = self.addresses().map(|address| record_of_address(&address));
         let of_endpoints = self.local_endpoints.0.keys().map(record_of_endpoint);
-        of_servers.chain(of_addresses).chain(of_endpoints).collect()
+        let of_health_checks = self.health_checks.0.keys().map(record_of_health_check);
+        of_servers.chain(of_addresses).chain(of_endpoints).chain(of_health_checks).collect()
     }
 
     fn is_ours(&self, address: &IpAddr) -> bool {
@@ -129,11 +132,11 @@ impl State {
 
 // === impl Counts ===
 
-impl Counts {
-    /// Counts one up or down, and notes in `touched` whether the address was wanted before.
-    fn count(&mut self, address: IpAddr, up: bool, touched: &mut HashMap<IpAddr, bool>) {
-        touched.entry(address).or_insert_with(|| self.0.contains_key(&address));
-        match self.0.entry(address) {
+impl<T: Copy + Eq + Hash> Counts<T> {
+    /// Counts one up or down, and notes in `touched` whether the thing was wanted before.
+    fn count(&mut self, thing: T, up: bool, touched: &mut HashMap<T, bool>) {
+        touched.entry(thing).or_insert_with(|| self.0.contains_key(&thing));
+        match self.0.entry(thing) {
             Entry::Occupied(mut count) if up => *count.get_mut() += 1,
             Entry::Occupied(count) if *count.get() == 1 => {
                 count.remove();
@@ -145,9 +148,15 @@ impl Counts {
         }
     }
 
-    fn difference<'a>(&'a self, touched: &'a HashMap<IpAddr, bool>) -> Difference<IpAddr> {
-        let changed = touched.iter().filter(|(address, before)| self.0.contains_key(*address) != **before);
-        Difference::split(changed.map(|(address, before)| (*address, !before)))
+    fn difference(&self, touched: &HashMap<T, bool>) -> Difference<T> {
+        let changed = touched.iter().filter(|(thing, before)| self.0.contains_key(thing) != **before);
+        Difference::split(changed.map(|(thing, before)| (*thing, !before)))
+    }
+}
+
+impl<T> Default for Counts<T> {
+    fn default() -> Self {
+        Self(HashMap::new())
     }
 }
 
@@ -180,6 +189,7 @@ impl Changes {
         }
         all.extend(self.addresses(state), record_of_address);
         all.extend(state.local_endpoints.difference(&self.local_endpoints), record_of_endpoint);
+        all.extend(state.health_checks.difference(&self.health_checks), record_of_health_check);
         all
     }
 
@@ -196,7 +206,7 @@ impl Changes {
 
 // === impl Difference ===
 
-impl<T: Hash + Eq> Difference<T> {
+impl<T> Difference<T> {
     fn split(items: impl IntoIterator<Item = (T, bool)>) -> Self {
         let (mut gone, mut added) = (Vec::new(), Vec::new());
         items.into_iter().for_each(|(item, comes)| if comes { added.push(item) } else { gone.push(item) });

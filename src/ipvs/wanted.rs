@@ -43,6 +43,8 @@ pub struct Server {
     pub settings: Settings,
     /// Where it sends connections to.
     pub endpoints: Rc<[Endpoint]>,
+    /// Endpoints that still serve what they have: of UDP ports, where the kernel knows no end of a connection.
+    pub serving: Rc<[Endpoint]>,
     /// Who may use it, as disjoint ranges; `None` is everybody.
     pub sources: Option<Rc<[IpNet]>>,
 }
@@ -54,12 +56,15 @@ pub struct Wanted {
     pub servers: Vec<(Entrance, Rc<Server>)>,
     /// Its endpoints on this node, each once.
     pub local_endpoints: Vec<IpAddr>,
+    /// Port of its health check server.
+    pub health_check: Option<u16>,
 }
 
 /// The groups of endpoints of a port, shared by its entrances.
 struct Groups {
     cluster: Rc<[Endpoint]>,
     local: Rc<[Endpoint]>,
+    serving: Rc<[Endpoint]>,
 }
 
 // === impl Wanted ===
@@ -67,7 +72,8 @@ struct Groups {
 impl Wanted {
     /// Translates a Service's plan. `scheduler` tells which one a port gets.
     pub fn new(plan: &ServicePlan, mut scheduler: impl FnMut(&PortPlan) -> Scheduler) -> Self {
-        let mut wanted = Self::default();
+        let health_check = plan.health_check_node_port.filter(|_| !plan.ports.is_empty());
+        let mut wanted = Self { health_check, ..Self::default() };
         for port in &plan.ports {
             let settings = settings(port, scheduler(port));
             wanted.add(port, &settings);
@@ -88,13 +94,24 @@ impl Wanted {
 
     fn add(&mut self, port: &PortPlan, settings: &Settings) {
         let protocol = port.name.protocol;
-        let groups = Groups { cluster: port.cluster.as_slice().into(), local: port.local.as_slice().into() };
+        let groups = Groups {
+            cluster: port.cluster.as_slice().into(),
+            local: port.local.as_slice().into(),
+            serving: port.serving.as_slice().into(),
+        };
         let local = port.cluster.iter().chain(&port.local).filter(|endpoint| endpoint.local);
         self.local_endpoints.extend(local.map(|endpoint| endpoint.address));
 
         let server = |kind, route, sources| {
             let (port, settings) = (port.name.clone(), settings.clone());
-            Rc::new(Server { port, kind, settings, endpoints: groups.of(route), sources })
+            Rc::new(Server {
+                port,
+                kind,
+                settings,
+                endpoints: groups.of(route),
+                serving: groups.serving.clone(),
+                sources,
+            })
         };
         let internal = server(Kind::Internal, port.internal, None);
         self.servers.push((Entrance::Address(port.cluster_ip, protocol, port.port), internal));
@@ -133,6 +150,15 @@ fn sources(port: &PortPlan, address: IpAddr) -> Option<Rc<[IpNet]>> {
     let node = port.allow_vip_sources.then(|| IpNet::from(address));
     let ranges: Vec<IpNet> = port.source_ranges.iter().copied().chain(node).collect();
     Some(IpNet::aggregate(&ranges).into())
+}
+
+// === impl Server ===
+
+impl Server {
+    /// Whether the virtual server is the same; who may use it is not its business.
+    pub fn balances_like(&self, other: &Self) -> bool {
+        self.settings == other.settings && self.endpoints == other.endpoints && self.serving == other.serving
+    }
 }
 
 // === impl Groups ===
@@ -179,7 +205,7 @@ mod tests {
     }
 
     fn wanted(port: PortPlan) -> Wanted {
-        let plan = ServicePlan { name: port.name.service.clone(), ports: vec![port] };
+        let plan = ServicePlan { name: port.name.service.clone(), ports: vec![port], health_check_node_port: None };
         Wanted::new(&plan, |_| Scheduler::parse("mh").unwrap())
     }
 

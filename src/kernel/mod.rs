@@ -9,6 +9,7 @@ pub mod listen;
 pub mod namespaces;
 pub mod netlink;
 pub mod nftables;
+pub mod nftchains;
 pub mod nftevents;
 pub mod nftrule;
 pub mod nftwords;

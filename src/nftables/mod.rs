@@ -23,8 +23,8 @@ use record::{Shapes, read_number};
 use state::{Changes, State};
 
 use crate::backend::{Backend, Error, Report};
-use crate::kernel::nftables::{Batch, CommitError, Nftables, SetSpec, Value};
-use crate::kernel::nftrule;
+use crate::kernel::nftables::{Batch, CommitError, Element, Nftables, SetSpec, Value};
+use crate::kernel::nftchains::add_rules;
 use crate::model::Family;
 use crate::plan::{NodeFacts, PortName, ServicePlan};
 
@@ -132,12 +132,7 @@ impl Table {
             batch.add_chain(&chain, None, "");
             add_rules(batch, &chain, &class.rules(self.family));
             let key = (index << layout::NUMBER_BITS).to_ne_bytes();
-            let element = crate::kernel::nftables::Element {
-                key: &key,
-                end: None,
-                data: Value::Goto(&chain),
-                interval_end: false,
-            };
+            let element = Element { key: &key, end: None, data: Value::Goto(&chain), interval_end: false };
             batch.add_elements(self.specs[Set::Classes as usize].name, [element]);
         }
     }
@@ -158,13 +153,6 @@ impl Table {
             }
         }
         count
-    }
-}
-
-/// Adds compiled rules to a chain.
-fn add_rules(batch: &mut Batch, chain: &str, rules: &[Vec<nftrule::Step>]) {
-    for rule in rules {
-        batch.add_rule(chain, |b| nftrule::compile(b, rule).expect("a test compiles every rule of the layout"));
     }
 }
 

@@ -90,7 +90,7 @@ impl Plan {
         Self { port, number, health_check: None }
     }
 
-    /// Pods of this node, by the last part of their addresses, serve it.
+    /// Pods serve it, by the last part of their addresses; those below 10 are on this node.
     pub fn endpoints(mut self, pods: &[u16]) -> Self {
         self.port.cluster = self.pods(pods);
         (self.port.internal, self.port.external) = (Route::Cluster, Route::Cluster);
@@ -174,7 +174,7 @@ impl Plan {
         let pod = |number: &u16| Endpoint {
             address: address(self.family(), [10, 244], 0x100 + number),
             port: 8080,
-            local: true,
+            local: *number < 10,
             weight: 1,
         };
         numbers.iter().map(pod).collect()

@@ -1,4 +1,4 @@
-# An emulated Raspberry Pi with systemd: the files are in the folder of the same name.
+# The target "arm64": see arm64/run.
 
 main() {
     exec "$here/arm64/run" "$@"

@@ -1,8 +1,9 @@
 # The target `ipvs`: Debian's cloud kernel, which has IPVS, with this machine's files underneath: read-only over
 # virtio-fs, with a file system in memory on top. Read by `run`.
 
-# How many processors and how much memory the machine gets. It is emulated: that works everywhere.
-: "${VM_CPUS:=2}" "${VM_MEMORY:=2G}"
+# How many processors and how much memory the machine gets (it is emulated: that works everywhere), and where the traffic
+# conformance cases are, if they are.
+: "${VM_CPUS:=2}" "${VM_MEMORY:=2G}" "${CONFORMANCE:=../shared/conformance}"
 
 main() {
     fetch amd64 "$(depended linux-image-cloud-amd64)" busybox-static
@@ -56,8 +57,8 @@ everything() {
         sed -n 's/.*"executable":"\([^"]*deps\/ipvs-[^"]*\)".*/\1/p')
     echo "status=0"
     echo "KUBE_PROXY_REQUIRE_IPVS=1 $binary --test-threads=1 || status=1"
-    if [[ -f ../shared/conformance/run.py ]]; then
-        echo "python3 ../shared/conformance/run.py --proxy target/debug/kube-proxy --mode ipvs --slow 3 || status=1"
+    if [[ -f $CONFORMANCE/run.py ]]; then
+        echo "python3 $CONFORMANCE/run.py --proxy target/debug/kube-proxy --mode ipvs --slow 3 || status=1"
     fi
     echo "exit \$status"
 }

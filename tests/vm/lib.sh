@@ -58,18 +58,21 @@ initramfs() {
     rm -rf "$work"
 }
 
-# boot QEMU-COMMAND…: runs the machine, shows what its command prints, returns its exit status. The machine tells it in
-# its last line, `vm: exit N`.
+# boot QEMU-COMMAND…: runs the machine, shows what it prints between the lines `vm: start` and `vm: exit N`, and returns
+# that N. What it prints before is shown only if it never comes to a start.
 boot() {
-    local status
-    status=$(
-        "$@" </dev/null 2>&1 | tr -d '\r' | awk '
-            status != "" { next }
-            /^vm: exit [0-9]+$/ { status = $3; next }
-            started { print > "/dev/stderr"; fflush("/dev/stderr"); next }
-            /vm: start$/ { started = 1; next }
-            { early = early $0 "\n" }
-            END { if (!started) printf "%s", early > "/dev/stderr"; print status == "" ? 125 : status }'
-    ) || true
-    return "$status"
+    local line early= state=booting
+    while IFS= read -r line; do
+        line=${line%$'\r'}
+        case $state:$line in
+            booting:*'vm: start') state=running ;;
+            booting:*) early+=$line$'\n' ;;
+            # The kernel may add to this line.
+            running:'vm: exit '*) line=${line#vm: exit } state=${line%%[!0-9]*} ;;
+            running:*) printf '%s\n' "$line" ;;
+        esac
+    done < <(exec setpriv --pdeathsig TERM "$@" </dev/null 2>&1)
+    [[ $state != booting ]] || printf '%s' "$early" >&2
+    [[ $state == [0-9]* ]] || return 125
+    return "$state"
 }

@@ -1,0 +1,320 @@
+//! The rules for each kind of Service, as `iptables-save` would print them.
+
+use super::*;
+use crate::iptables::Options;
+use crate::model::{ObjectName, Protocol};
+use crate::plan::{LocalTraffic, NodeFacts, NodePortAddresses, PortName};
+
+const ALL: Detail = Detail { comments: false, chains: true };
+
+fn shape() -> Shape {
+    let facts = NodeFacts {
+        family: Family::V4,
+        local_traffic: LocalTraffic::Cidr("10.0.0.0/8".parse().unwrap()),
+        masquerade_all: false,
+        masquerade_mark: 0x4000,
+        node_port_addresses: NodePortAddresses::All,
+        service_cidrs: Vec::new(),
+    };
+    Shape::new(&facts, Options { localhost_node_ports: true, tcp_be_liberal: false })
+}
+
+fn endpoint(address: &str, local: bool) -> Endpoint {
+    Endpoint { address: address.parse().unwrap(), port: 8080, local, weight: 1 }
+}
+
+/// `ns1/svc1:p80`, whose hashes the contract gives, with an endpoint here and one elsewhere.
+fn port() -> PortPlan {
+    PortPlan {
+        name: PortName { service: ObjectName::new("ns1", "svc1"), port: "p80".into(), protocol: Protocol::Tcp },
+        cluster_ip: "172.30.0.41".parse().unwrap(),
+        port: 80,
+        external_ips: Vec::new(),
+        load_balancer_ips: Vec::new(),
+        node_port: None,
+        internal: Route::Cluster,
+        external: Route::Cluster,
+        external_local: false,
+        source_ranges: Vec::new(),
+        allow_vip_sources: false,
+        affinity: None,
+        scheduler: None,
+        cluster: vec![endpoint("10.180.0.1", true), endpoint("10.180.1.1", false)],
+        local: Vec::new(),
+        serving: Vec::new(),
+    }
+}
+
+/// Names as short as a reader likes them: the hashes of the port and of its two endpoints.
+fn shorten(line: &str) -> String {
+    line.replace("XPGD46QRK7WJZT7O", "x").replace("CPWPCALSNDDLLDLJ", "1").replace("WSZU2WHNA7645Q2J", "2")
+}
+
+fn written(shape: &Shape, port: PortPlan, detail: Detail) -> Vec<String> {
+    let plan = ServicePlan { ports: vec![port.clone()], ..ServicePlan::none(&port.name.service) };
+    let rules = rules(shape, &plan, detail);
+    let chains = rules.chains.iter().flat_map(|chain| rules.text(chain).lines()).map(shorten);
+    let shared = rules
+        .shared
+        .iter()
+        .map(|(chain, rule)| shorten(&format!("{}: -A {} {rule}", chain.table().as_str(), chain.name())));
+    chains.chain(shared).collect()
+}
+
+#[track_caller]
+fn expect(port: PortPlan, expected: &[&str]) {
+    let written = written(&shape(), port, ALL);
+    assert!(written == expected, "{:#?}", written);
+}
+
+#[test]
+fn a_cluster_ip() {
+    expect(
+        port(),
+        &[
+            "-A KUBE-SEP-1 -s 10.180.0.1/32 -j KUBE-MARK-MASQ",
+            "-A KUBE-SEP-1 -p tcp -m tcp -j DNAT --to-destination 10.180.0.1:8080",
+            "-A KUBE-SEP-2 -s 10.180.1.1/32 -j KUBE-MARK-MASQ",
+            "-A KUBE-SEP-2 -p tcp -m tcp -j DNAT --to-destination 10.180.1.1:8080",
+            "-A KUBE-SVC-x ! -s 10.0.0.0/8 -d 172.30.0.41/32 -p tcp -m comment --comment \"ns1/svc1:p80 cluster IP\" \
+             -m tcp --dport 80 -j KUBE-MARK-MASQ",
+            "-A KUBE-SVC-x -m statistic --mode random --probability 0.50000000000 -j KUBE-SEP-1",
+            "-A KUBE-SVC-x -j KUBE-SEP-2",
+            "nat: -A KUBE-SERVICES -d 172.30.0.41/32 -p tcp -m comment --comment \"ns1/svc1:p80 cluster IP\" \
+             -m tcp --dport 80 -j KUBE-SVC-x",
+        ],
+    );
+}
+
+/// The lines that `port` has beyond those of a plain ClusterIP.
+#[track_caller]
+fn expect_more(port: PortPlan, expected: &[&str]) {
+    let plain = written(&shape(), self::port(), ALL);
+    let more: Vec<_> = written(&shape(), port, ALL).into_iter().filter(|line| !plain.contains(line)).collect();
+    assert!(more == expected, "{more:#?}");
+}
+
+#[test]
+fn external_addresses() {
+    let port = PortPlan {
+        external_ips: vec!["192.168.99.22".parse().unwrap()],
+        load_balancer_ips: vec!["1.2.3.4".parse().unwrap()],
+        node_port: Some(3001),
+        ..port()
+    };
+    expect_more(
+        port,
+        &[
+            "-A KUBE-EXT-x -m comment --comment \"ns1/svc1:p80 from outside\" -j KUBE-MARK-MASQ",
+            "-A KUBE-EXT-x -j KUBE-SVC-x",
+            "nat: -A KUBE-SERVICES -d 192.168.99.22/32 -p tcp -m comment --comment \"ns1/svc1:p80 external IP\" \
+             -m tcp --dport 80 -j KUBE-EXT-x",
+            "nat: -A KUBE-SERVICES -d 1.2.3.4/32 -p tcp -m comment --comment \"ns1/svc1:p80 loadbalancer IP\" \
+             -m tcp --dport 80 -j KUBE-EXT-x",
+            "nat: -A KUBE-NODEPORTS -p tcp -m comment --comment \"ns1/svc1:p80\" -m tcp --dport 3001 -j KUBE-EXT-x",
+        ],
+    );
+}
+
+#[test]
+fn external_policy_local() {
+    let port = PortPlan {
+        node_port: Some(3001),
+        external: Route::Local,
+        external_local: true,
+        local: vec![endpoint("10.180.0.1", true)],
+        ..port()
+    };
+    expect_more(
+        port,
+        &[
+            "-A KUBE-SVL-x -j KUBE-SEP-1",
+            "-A KUBE-EXT-x -s 10.0.0.0/8 -m comment --comment \"ns1/svc1:p80 from pods\" -j KUBE-SVC-x",
+            "-A KUBE-EXT-x -m comment --comment \"ns1/svc1:p80 from this node\" -m addrtype --src-type LOCAL -j KUBE-MARK-MASQ",
+            "-A KUBE-EXT-x -m comment --comment \"ns1/svc1:p80 from this node\" -m addrtype --src-type LOCAL -j KUBE-SVC-x",
+            "-A KUBE-EXT-x -j KUBE-SVL-x",
+            "nat: -A KUBE-NODEPORTS -p tcp -m comment --comment \"ns1/svc1:p80\" -m tcp --dport 3001 -j KUBE-EXT-x",
+        ],
+    );
+}
+
+#[test]
+fn external_policy_local_without_local_endpoints() {
+    let port = PortPlan {
+        node_port: Some(3001),
+        external_ips: vec!["192.168.99.22".parse().unwrap()],
+        external: Route::Drop,
+        external_local: true,
+        ..port()
+    };
+    expect_more(
+        port,
+        &[
+            "-A KUBE-EXT-x -s 10.0.0.0/8 -m comment --comment \"ns1/svc1:p80 from pods\" -j KUBE-SVC-x",
+            "-A KUBE-EXT-x -m comment --comment \"ns1/svc1:p80 from this node\" -m addrtype --src-type LOCAL -j KUBE-MARK-MASQ",
+            "-A KUBE-EXT-x -m comment --comment \"ns1/svc1:p80 from this node\" -m addrtype --src-type LOCAL -j KUBE-SVC-x",
+            "nat: -A KUBE-SERVICES -d 192.168.99.22/32 -p tcp -m comment --comment \"ns1/svc1:p80 external IP\" \
+             -m tcp --dport 80 -j KUBE-EXT-x",
+            "nat: -A KUBE-NODEPORTS -p tcp -m comment --comment \"ns1/svc1:p80\" -m tcp --dport 3001 -j KUBE-EXT-x",
+            "filter: -A KUBE-EXTERNAL-SERVICES -d 192.168.99.22/32 -p tcp -m comment --comment \"ns1/svc1:p80 has no local endpoints\" \
+             -m tcp --dport 80 -j DROP",
+            "filter: -A KUBE-EXTERNAL-SERVICES -p tcp -m comment --comment \"ns1/svc1:p80 has no local endpoints\" \
+             -m addrtype --dst-type LOCAL -m tcp --dport 3001 -j DROP",
+        ],
+    );
+}
+
+#[test]
+fn source_ranges() {
+    let port = PortPlan {
+        load_balancer_ips: vec!["1.2.3.4".parse().unwrap()],
+        source_ranges: vec!["203.0.113.0/25".parse().unwrap()],
+        allow_vip_sources: true,
+        ..port()
+    };
+    expect_more(
+        port,
+        &[
+            "-A KUBE-EXT-x -m comment --comment \"ns1/svc1:p80 from outside\" -j KUBE-MARK-MASQ",
+            "-A KUBE-EXT-x -j KUBE-SVC-x",
+            "-A KUBE-FW-x -s 203.0.113.0/25 -m comment --comment \"ns1/svc1:p80 loadbalancer IP\" -j KUBE-EXT-x",
+            "-A KUBE-FW-x -s 1.2.3.4/32 -m comment --comment \"ns1/svc1:p80 loadbalancer IP\" -j KUBE-EXT-x",
+            "-A KUBE-FW-x -m comment --comment \"ns1/svc1:p80 from elsewhere is dropped by KUBE-PROXY-FIREWALL\"",
+            "filter: -A KUBE-PROXY-FIREWALL -d 1.2.3.4/32 -p tcp -m comment --comment \"ns1/svc1:p80 traffic not accepted by KUBE-FW-x\" \
+             -m tcp --dport 80 -j DROP",
+            "nat: -A KUBE-SERVICES -d 1.2.3.4/32 -p tcp -m comment --comment \"ns1/svc1:p80 loadbalancer IP\" \
+             -m tcp --dport 80 -j KUBE-FW-x",
+        ],
+    );
+}
+
+#[test]
+fn affinity_by_recent() {
+    expect_more(
+        PortPlan { affinity: Some(10800), ..port() },
+        &[
+            "-A KUBE-SEP-1 -p tcp -m recent --set --name KUBE-SEP-1 --mask 255.255.255.255 --rsource -m tcp -j DNAT \
+             --to-destination 10.180.0.1:8080",
+            "-A KUBE-SEP-2 -p tcp -m recent --set --name KUBE-SEP-2 --mask 255.255.255.255 --rsource -m tcp -j DNAT \
+             --to-destination 10.180.1.1:8080",
+            "-A KUBE-SVC-x -m recent --rcheck --seconds 10800 --reap --name KUBE-SEP-1 --mask 255.255.255.255 --rsource -j KUBE-SEP-1",
+            "-A KUBE-SVC-x -m recent --rcheck --seconds 10800 --reap --name KUBE-SEP-2 --mask 255.255.255.255 --rsource -j KUBE-SEP-2",
+        ],
+    );
+}
+
+#[test]
+fn no_endpoints_at_all() {
+    let port = PortPlan {
+        internal: Route::Reject,
+        external: Route::Reject,
+        cluster: Vec::new(),
+        load_balancer_ips: vec!["1.2.3.4".parse().unwrap()],
+        source_ranges: vec!["203.0.113.0/25".parse().unwrap()],
+        node_port: Some(3001),
+        ..port()
+    };
+    expect(
+        port,
+        &[
+            "filter: -A KUBE-SERVICES -d 172.30.0.41/32 -p tcp -m comment --comment \"ns1/svc1:p80 has no endpoints\" \
+             -m tcp --dport 80 -j REJECT --reject-with icmp-port-unreachable",
+            "filter: -A KUBE-EXTERNAL-SERVICES -d 1.2.3.4/32 -p tcp -m comment --comment \"ns1/svc1:p80 has no endpoints\" \
+             -m tcp --dport 80 -j REJECT --reject-with icmp-port-unreachable",
+            "filter: -A KUBE-EXTERNAL-SERVICES -p tcp -m comment --comment \"ns1/svc1:p80 has no endpoints\" \
+             -m addrtype --dst-type LOCAL -m tcp --dport 3001 -j REJECT --reject-with icmp-port-unreachable",
+        ],
+    );
+}
+
+#[test]
+fn internal_policy_local_without_local_endpoints() {
+    expect(
+        PortPlan { internal: Route::Drop, cluster: Vec::new(), ..port() },
+        &[
+            "filter: -A KUBE-SERVICES -d 172.30.0.41/32 -p tcp -m comment --comment \"ns1/svc1:p80 has no local endpoints\" \
+           -m tcp --dport 80 -j DROP",
+        ],
+    );
+}
+
+#[test]
+fn endpoints_without_a_chain_of_their_own() {
+    let more = |plan| written(&shape(), plan, Detail { comments: true, chains: false });
+    let choosing: Vec<_> =
+        more(port()).into_iter().filter(|line| line.contains("->") || line.contains("SEP")).collect();
+    assert_eq!(
+        choosing,
+        [
+            "-A KUBE-SEP-1 -s 10.180.0.1/32 -m comment --comment \"ns1/svc1:p80\" -j KUBE-MARK-MASQ",
+            "-A KUBE-SEP-1 -p tcp -m comment --comment \"ns1/svc1:p80\" -m tcp -j DNAT --to-destination 10.180.0.1:8080",
+            "-A KUBE-SVC-x -m comment --comment \"ns1/svc1:p80 -> 10.180.0.1:8080\" -m statistic --mode random \
+             --probability 0.50000000000 -j KUBE-SEP-1",
+            "-A KUBE-SVC-x -p tcp -m comment --comment \"ns1/svc1:p80 -> 10.180.1.1:8080\" -j DNAT --to-destination 10.180.1.1:8080",
+        ]
+    );
+    let affine = |detail| written(&shape(), PortPlan { affinity: Some(1), ..port() }, detail);
+    assert_eq!(affine(Detail { chains: false, ..ALL }), affine(ALL), "affinity needs every chain");
+}
+
+#[test]
+fn weights_are_shares() {
+    let mut port = port();
+    port.cluster =
+        [(3, "10.180.0.1"), (1, "10.180.1.1")].map(|(weight, a)| Endpoint { weight, ..endpoint(a, true) }).into();
+    let shares = written(&shape(), port.clone(), ALL);
+    assert!(shares[5].contains("--probability 0.75000000000 -j KUBE-SEP-1"), "{shares:#?}");
+    port.cluster[0].weight = 0;
+    let shares = written(&shape(), port.clone(), ALL);
+    assert_eq!(shares[5], "-A KUBE-SVC-x -j KUBE-SEP-2", "no new connections for weight 0");
+    port.cluster[1].weight = 0;
+    let shares = written(&shape(), port, ALL);
+    assert!(shares[5].contains("--probability 0.50000000000 -j KUBE-SEP-1"), "unless all have it: {shares:#?}");
+}
+
+#[test]
+fn how_sources_are_told() {
+    for (local_traffic, masquerade_all, rule) in [
+        (LocalTraffic::Unknown, false, None),
+        (LocalTraffic::Unknown, true, Some("-A KUBE-SVC-x -d 172.30.0.41/32 -p tcp ")),
+        (LocalTraffic::Interface("br0".into()), false, Some("-A KUBE-SVC-x -d 172.30.0.41/32 ! -i br0 -p tcp ")),
+        (
+            LocalTraffic::InterfacePrefix("veth".into()),
+            false,
+            Some("-A KUBE-SVC-x -d 172.30.0.41/32 ! -i veth+ -p tcp "),
+        ),
+    ] {
+        let mut shape = shape();
+        (shape.facts.local_traffic, shape.facts.masquerade_all) = (local_traffic, masquerade_all);
+        let written = written(&shape, port(), ALL);
+        let first = written.iter().find(|line| line.starts_with("-A KUBE-SVC-x") && line.ends_with("KUBE-MARK-MASQ"));
+        assert!(
+            first.is_some() == rule.is_some() && first.is_none_or(|line| line.starts_with(rule.unwrap())),
+            "{first:?}"
+        );
+    }
+}
+
+#[test]
+fn the_other_family() {
+    let mut shape = shape();
+    shape.facts.family = Family::V6;
+    shape.facts.local_traffic = LocalTraffic::Cidr("fd00:10::/32".parse().unwrap());
+    let port = PortPlan {
+        cluster_ip: "fd00:172:30::41".parse().unwrap(),
+        cluster: vec![endpoint("fd00:10:180::1", true)],
+        affinity: Some(60),
+        ..port()
+    };
+    let written = written(&shape, port.clone(), ALL);
+    let dnat = &written[1];
+    assert!(dnat.contains("--mask ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff --rsource"), "{dnat}");
+    assert!(dnat.ends_with("--to-destination [fd00:10:180::1]:8080"), "{dnat}");
+    assert!(written[2].starts_with("-A KUBE-SVC-x ! -s fd00:10::/32 -d fd00:172:30::41/128 -p tcp "), "{}", written[2]);
+    let refused = self::written(
+        &shape,
+        PortPlan { internal: Route::Reject, external: Route::Reject, cluster: Vec::new(), ..port },
+        ALL,
+    );
+    assert!(refused[0].ends_with("REJECT --reject-with icmp6-port-unreachable"), "{refused:?}");
+}

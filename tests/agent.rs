@@ -1,0 +1,282 @@
+//! The whole program: a real API server in front, a real kernel behind, signals and exit codes as an operator meets them.
+
+mod support;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixDatagram;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use support::apiserver::{ApiServer, TOKEN};
+use support::follower::Folder;
+use support::netns::{isolated, run, succeeds};
+use support::reader::meaning;
+
+const NODE: &str = "node-1";
+/// Long enough for a busy machine; nothing waits that long when all is well.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The program at work.
+struct Agent {
+    child: Child,
+    folder: Folder,
+}
+
+/// A cluster with one node and one Service.
+fn cluster() -> ApiServer {
+    let server = ApiServer::start("127.0.0.1");
+    server.put(json!({"kind": "Node", "apiVersion": "v1", "metadata": {"name": NODE, "uid": "u-1"},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}}));
+    server.put(json!({"kind": "Service", "apiVersion": "v1", "metadata": {"name": "web", "namespace": "default"},
+        "spec": {"type": "NodePort", "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"], "ipFamilies": ["IPv4"],
+            "ports": [{"port": 80, "protocol": "TCP", "nodePort": 30080}]}}));
+    server.put(slice(&["10.244.0.1", "10.244.0.2"]));
+    server
+}
+
+fn slice(addresses: &[&str]) -> Value {
+    let endpoints: Vec<Value> =
+        addresses.iter().map(|address| json!({"addresses": [address], "nodeName": NODE})).collect();
+    json!({"kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1",
+        "metadata": {"name": "web-1", "namespace": "default", "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv4", "ports": [{"name": "", "port": 8080, "protocol": "TCP"}], "endpoints": endpoints})
+}
+
+/// A configuration for that cluster, with more lines of YAML.
+fn configure(folder: &Folder, server: &ApiServer, more: &str) -> String {
+    let ca = folder.write("ca.pem", server.authority.pem());
+    let kubeconfig = folder.write(
+        "kubeconfig",
+        &format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: it\ncontexts: [{{name: it, context: {{cluster: it, user: it}}}}]\n\
+             clusters: [{{name: it, cluster: {{server: '{}', certificate-authority: '{}'}}}}]\n\
+             users: [{{name: it, user: {{token: {TOKEN}}}}}]\n",
+            server.url(),
+            ca.display()
+        ),
+    );
+    let config = folder.write(
+        "config.conf",
+        &format!(
+            "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nclusterCIDR: 10.244.0.0/16\n\
+             clientConnection: {{kubeconfig: '{}'}}\nconntrack: {{maxPerCore: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}}\n\
+             healthzBindAddress: 127.0.0.1:10256\nmetricsBindAddress: 127.0.0.1:10249\n{more}\n",
+            kubeconfig.display()
+        ),
+    );
+    config.display().to_string()
+}
+
+fn program(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kube-proxy"));
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// Runs to the end; exit code and what was written to standard error.
+fn outcome(arguments: &[&str]) -> (i32, String) {
+    let output = program(arguments).output().unwrap();
+    (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Where the Service's ClusterIP leads.
+fn destinations() -> String {
+    if !succeeds("nft list table ip kube-proxy") {
+        return String::new();
+    }
+    meaning("ip").remove("services").unwrap_or_default().into_iter().collect::<Vec<_>>().join("\n")
+}
+
+fn get(port: u16, path: &str) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: it\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+// === impl Agent ===
+
+impl Agent {
+    fn start(server: &ApiServer, more: &str) -> Self {
+        let folder = Folder::new();
+        let config = configure(&folder, server, more);
+        let child = program(&["--config", &config, "--hostname-override", NODE]).stderr(Stdio::null()).spawn().unwrap();
+        Self { child, folder }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
+    fn exit_code(&mut self) -> i32 {
+        self.child.wait().unwrap().code().expect("it ends by itself")
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn changes_arrive_in_the_kernel_and_the_rules_outlive_the_program() {
+    isolated("changes_arrive_in_the_kernel_and_the_rules_outlive_the_program", || {
+        let server = cluster();
+        let mut agent = Agent::start(&server, "mode: nftables");
+        let both = "10.96.0.10 . tcp . 80 -> 10.244.0.1 . 8080 10.244.0.2 . 8080 ";
+        until("the Service is programmed", || destinations() == both);
+        server.put(slice(&["10.244.0.2"]));
+        until("an endpoint leaves", || destinations() == "10.96.0.10 . tcp . 80 -> 10.244.0.2 . 8080 ");
+
+        assert!(get(10256, "/healthz").starts_with("HTTP/1.1 200"));
+        assert!(get(10249, "/proxyMode").ends_with("nftables"));
+        assert!(get(10249, "/metrics").contains("kubeproxy_programmed_services{ip_family=\"IPv4\"} 1"));
+        assert!(server.events().iter().any(|event| event["reason"] == "Starting"));
+
+        agent.signal(Signal::SIGTERM);
+        assert_eq!(agent.exit_code(), 0);
+        assert_eq!(destinations(), "10.96.0.10 . tcp . 80 -> 10.244.0.2 . 8080 ");
+
+        // What happened meanwhile is made up for by the next start.
+        server.delete("Service", "default/web");
+        let _agent = Agent::start(&server, "mode: nftables");
+        until("the Service goes", || destinations().is_empty());
+    });
+}
+
+#[test]
+fn another_mode_takes_over_and_leaves_nothing_of_the_former() {
+    isolated("another_mode_takes_over_and_leaves_nothing_of_the_former", || {
+        let server = cluster();
+        let iptables_rules = || run("iptables-save").matches("KUBE-SVC-").count();
+        let mut first = Agent::start(&server, "mode: iptables");
+        until("iptables mode serves", || iptables_rules() > 0);
+        first.signal(Signal::SIGINT);
+        assert_eq!(first.exit_code(), 0);
+
+        let mut second = Agent::start(&server, "mode: nftables");
+        until("nftables mode serves", || !destinations().is_empty());
+        until("the rules of iptables mode go", || iptables_rules() == 0);
+        second.signal(Signal::SIGTERM);
+        assert_eq!(second.exit_code(), 0);
+
+        let _third = Agent::start(&server, "mode: iptables");
+        until("iptables mode serves again", || iptables_rules() > 0);
+        until("the table of nftables mode goes", || !succeeds("nft list table ip kube-proxy"));
+    });
+}
+
+#[test]
+fn rules_that_somebody_flushed_come_back() {
+    isolated("rules_that_somebody_flushed_come_back", || {
+        let server = cluster();
+        let _agent = Agent::start(&server, "mode: nftables\nnftables: {syncPeriod: 1s, minSyncPeriod: 100ms}");
+        until("the Service is programmed", || !destinations().is_empty());
+        run("nft flush ruleset");
+        until("the rules come back", || !destinations().is_empty());
+    });
+}
+
+#[test]
+fn a_changed_configuration_ends_the_program_so_that_its_supervisor_starts_it_anew() {
+    isolated("a_changed_configuration_ends_the_program_so_that_its_supervisor_starts_it_anew", || {
+        let server = cluster();
+        let mut agent = Agent::start(&server, "mode: nftables");
+        until("the Service is programmed", || !destinations().is_empty());
+        configure(&agent.folder, &server, "mode: nftables\noomScoreAdj: 0");
+        assert_eq!(agent.exit_code(), 1);
+        assert!(!destinations().is_empty());
+    });
+}
+
+#[test]
+fn bad_input_is_one_line_and_touches_nothing() {
+    isolated("bad_input_is_one_line_and_touches_nothing", || {
+        let folder = Folder::new();
+        let server = cluster();
+        for (more, expected) in [
+            ("mode: nftable", "must be iptables, ipvs, nftables or blank"),
+            ("mode: nftables\nclusterCIDR: 10.244.0.0/99", "must be a valid CIDR block"),
+            ("mode: nftables\nnftables: {syncPeriod: tomorrow}", "config.conf:"),
+            ("mode: nftables\nclientConnection: {kubeconfig: /nowhere}", "/nowhere"),
+        ] {
+            let config = configure(&folder, &server, more);
+            let (code, said) = outcome(&["--config", &config, "--hostname-override", NODE]);
+            assert_eq!(code, 1, "{said}");
+            let last = said.lines().last().unwrap_or_default();
+            assert!(last.contains(expected), "{more}: {said}");
+        }
+        let (code, said) = outcome(&["--no-such-flag"]);
+        assert_eq!((code, said.contains("--no-such-flag")), (1, true));
+        assert_eq!(run("nft list ruleset"), "");
+    });
+}
+
+#[test]
+fn the_one_shot_runs_end_with_what_they_promise() {
+    isolated("the_one_shot_runs_end_with_what_they_promise", || {
+        let folder = Folder::new();
+        let server = cluster();
+        let config = configure(&folder, &server, "mode: nftables");
+        let written = folder.path().join("written").display().to_string();
+        let (code, said) = outcome(&["--config", &config, "--write-config-to", &written]);
+        assert_eq!(code, 0, "{said}");
+        assert!(fs::read_to_string(&written).unwrap().contains("mode: nftables"));
+
+        let shown = program(&["--config", &config, "--hostname-override", NODE, "--dry-run"]).output().unwrap();
+        let ruleset: Value = serde_json::from_slice(&shown.stdout).expect("the dry run prints JSON");
+        assert!(ruleset["nftables"].as_array().unwrap().len() > 50);
+        assert_eq!(run("nft list ruleset"), "", "a dry run touches nothing");
+
+        assert_eq!(outcome(&["--config", &config, "--hostname-override", NODE, "--init-only"]).0, 0);
+        let mut agent = Agent::start(&server, "mode: nftables");
+        until("the Service is programmed", || !destinations().is_empty());
+        agent.signal(Signal::SIGTERM);
+        assert_eq!(agent.exit_code(), 0);
+        let (code, said) = outcome(&["--config", &config, "--cleanup"]);
+        assert_eq!(code, 0, "{said}");
+        assert!(!succeeds("nft list table ip kube-proxy"));
+    });
+}
+
+#[test]
+fn systemd_hears_when_everything_is_in_the_kernel() {
+    isolated("systemd_hears_when_everything_is_in_the_kernel", || {
+        let server = cluster();
+        let folder = Folder::new();
+        let path = folder.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let config = configure(&folder, &server, "mode: nftables");
+        let mut child = program(&["--config", &config, "--hostname-override", NODE])
+            .env("NOTIFY_SOCKET", &path)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut heard = String::new();
+        let mut buffer = [0; 4096];
+        while !(heard.contains("READY=1") && heard.contains("1 Service")) {
+            let length = socket.recv(&mut buffer).expect("systemd hears from the program");
+            heard.push_str(&String::from_utf8_lossy(&buffer[..length]));
+            heard.push('\n');
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    });
+}
