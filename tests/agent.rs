@@ -183,10 +183,29 @@ fn another_mode_takes_over_and_leaves_nothing_of_the_former() {
 }
 
 #[test]
+fn what_upstream_s_ipvs_mode_left_goes_once_ours_is_in() {
+    isolated("what_upstream_s_ipvs_mode_left_goes_once_ours_is_in", || {
+        run("ipset create KUBE-CLUSTER-IP hash:ip,port && ipset create KUBE-6-CLUSTER-IP hash:ip,port family inet6
+            ipset create mine hash:ip
+            iptables -t nat -N KUBE-NODE-PORT && iptables -N KUBE-IPVS-FILTER && iptables -N MINE
+            iptables -A KUBE-IPVS-FILTER -m set --match-set KUBE-CLUSTER-IP dst,dst -j RETURN
+            iptables -A INPUT -m comment --comment 'kubernetes ipvs access filter' -j KUBE-IPVS-FILTER
+            iptables -A INPUT -j MINE");
+        let server = cluster();
+        let _agent = Agent::start(&server, "mode: nftables");
+        until("the Service is programmed", || !destinations().is_empty());
+        until("the sets go", || run("ipset list -name") == "mine\n");
+        let rules = run("iptables-save");
+        assert!(!rules.contains("KUBE-"), "{rules}");
+        assert!(rules.contains("-A INPUT -j MINE"));
+    });
+}
+
+#[test]
 fn rules_that_somebody_flushed_come_back() {
     isolated("rules_that_somebody_flushed_come_back", || {
         let server = cluster();
-        let _agent = Agent::start(&server, "mode: nftables\nnftables: {syncPeriod: 1s, minSyncPeriod: 100ms}");
+        let _agent = Agent::start(&server, "mode: nftables");
         until("the Service is programmed", || !destinations().is_empty());
         run("nft flush ruleset");
         until("the rules come back", || !destinations().is_empty());

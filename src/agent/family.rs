@@ -149,7 +149,10 @@ impl Proxy {
         self.ledger.plan(store, &self.here, gone);
         let (ledger, here) = (&mut self.ledger, &self.here);
         let mut freed = HashSet::new();
-        let mut plans = store.services().map(|name| {
+        // In the order of names, so that clashes end the same way after every start.
+        let mut names: Vec<&ObjectName> = store.services().collect();
+        names.sort_unstable();
+        let mut plans = names.into_iter().map(|name| {
             let (plan, more) = ledger.plan_one(store, here, name);
             freed.extend(more);
             plan

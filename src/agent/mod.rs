@@ -25,7 +25,7 @@ use ipnet::IpNet;
 use smol::channel::Receiver;
 use smol::future::FutureExt;
 
-use crate::config::{Config, DetectLocal};
+use crate::config::{Config, DetectLocal, Mode};
 use crate::kernel::links;
 use crate::model::{Dirty, Event, Store};
 use facts::NodeAddresses;
@@ -253,6 +253,11 @@ impl Agent {
     }
 
     fn inspection_period(&self) -> Duration {
-        self.config.sync_period.max(Duration::from_secs(1))
+        const SHORTEST: Duration = Duration::from_secs(1);
+        match self.config.mode {
+            // One number is read, and compared.
+            Mode::Nftables => SHORTEST,
+            Mode::Iptables | Mode::Ipvs => self.config.sync_period.max(SHORTEST),
+        }
     }
 }

@@ -9,7 +9,7 @@ use crate::backend::{Backend, Error};
 use crate::config::{self, Config, Mode};
 use crate::iptables::{self, Iptables};
 use crate::ipvs::{self, Ipvs};
-use crate::kernel::sysctl;
+use crate::kernel::{ipset, sysctl};
 use crate::model::Family;
 use crate::nftables::{self, Table};
 
@@ -46,9 +46,9 @@ pub fn backend(config: &Config, family: Family) -> Result<Box<dyn Backend>, Stri
 /// What has to go once the rules of this mode are in place.
 pub fn leftovers(mode: Mode) -> Leftovers {
     match mode {
-        Mode::Nftables => |family| iptables::cleanup(family).and(remove_ipvs(family)),
+        Mode::Nftables => |family| iptables::cleanup(family).and(remove_ipvs(family)).and(remove_ipsets(family)),
         Mode::Iptables => |family| remove_nftables(family).and(remove_ipvs(family)),
-        Mode::Ipvs => |family| remove_nftables(family).and(iptables::cleanup(family)),
+        Mode::Ipvs => |family| remove_nftables(family).and(iptables::cleanup(family)).and(remove_ipsets(family)),
     }
 }
 
@@ -57,7 +57,8 @@ pub fn leftovers(mode: Mode) -> Leftovers {
 /// # Errors
 /// What could not be removed.
 pub fn cleanup() -> Result<(), String> {
-    let steps: [Leftovers; 3] = [remove_nftables, iptables::cleanup, remove_ipvs];
+    // The rules that use sets go before the sets.
+    let steps: [Leftovers; 4] = [remove_nftables, iptables::cleanup, remove_ipvs, remove_ipsets];
     let outcomes = Family::ALL.into_iter().flat_map(|family| steps.map(|step| step(family)));
     let failures: Vec<String> = outcomes.filter_map(Result::err).map(|error| error.to_string()).collect();
     match &failures[..] {
@@ -72,6 +73,12 @@ fn remove_nftables(family: Family) -> Result<(), Error> {
 
 fn remove_ipvs(family: Family) -> Result<(), Error> {
     Ipvs::new(family, ipvs::Options::default()).and_then(|mut servers| servers.cleanup())
+}
+
+/// Upstream's IPVS mode keeps its addresses in ipsets: `KUBE-…` for IPv4, `KUBE-6-…` for IPv6 (contract 10.5).
+fn remove_ipsets(family: Family) -> Result<(), Error> {
+    let of_family = |name: &str| name.starts_with("KUBE-") && name.starts_with("KUBE-6-") == (family == Family::V6);
+    ipset::destroy(of_family).map(drop).map_err(|error| Error(format!("cannot remove ipsets of IPVS mode: {error}")))
 }
 
 fn iptables_options(config: &Config) -> iptables::Options {

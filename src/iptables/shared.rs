@@ -104,9 +104,11 @@ const fn jump(table: Table, from: &'static str, to: &'static str, matches: &'sta
     Jump { table, from, to, matches }
 }
 
-/// Whether a chain of this name is ours to make and to remove, apart from those of single Services.
+/// Whether a chain of this name is ours to make and to remove, apart from those of single Services. Those of upstream's
+/// IPVS mode (contract 10.6) are only ever removed.
 pub fn is_ours(table: Table, name: &str) -> bool {
     name == CANARY
+        || is_of_ipvs_mode(table, name)
         || match table {
             Table::Nat => matches!(name, "KUBE-SERVICES" | "KUBE-NODEPORTS" | "KUBE-POSTROUTING" | MARK_MASQ),
             Table::Filter => {
@@ -114,6 +116,17 @@ pub fn is_ours(table: Table, name: &str) -> bool {
             }
             Table::Mangle => false,
         }
+}
+
+fn is_of_ipvs_mode(table: Table, name: &str) -> bool {
+    match table {
+        Table::Nat => matches!(name, "KUBE-LOAD-BALANCER" | "KUBE-NODE-PORT"),
+        Table::Filter => matches!(
+            name,
+            "KUBE-NODE-PORT" | "KUBE-SOURCE-RANGES-FIREWALL" | "KUBE-IPVS-FILTER" | "KUBE-IPVS-OUT-FILTER"
+        ),
+        Table::Mangle => false,
+    }
 }
 
 // === impl Table ===

@@ -10,7 +10,7 @@ use super::rules::{Set, TABLE, TABLE_COMMENT, chains, sets, table_family};
 use super::wanted::{Entrance, Kind, Server};
 use crate::backend::Error;
 use crate::kernel::nftables::{Batch, Element, Nftables, SetSpec, Value};
-use crate::kernel::nftrule;
+use crate::kernel::nftchains::add_chains;
 use crate::model::{Family, Protocol};
 use crate::plan::NodeFacts;
 
@@ -134,16 +134,7 @@ impl Filter {
         batch.add_table(TABLE_COMMENT);
         self.specs.iter().for_each(|set| batch.add_set(set));
         let changes = write(&mut batch, gone, wanted.into_iter().collect());
-        let chains = chains(facts);
-        for chain in &chains {
-            batch.add_chain(chain.name, chain.hook, "");
-        }
-        for chain in &chains {
-            batch.flush_chain(chain.name);
-            for rule in &chain.rules {
-                batch.add_rule(chain.name, |b| nftrule::compile(b, rule).expect("a test compiles every rule"));
-            }
-        }
+        add_chains(&mut batch, &chains(facts));
         self.commit(batch)?;
         Ok(changes)
     }
@@ -240,6 +231,7 @@ fn write(batch: &mut Batch, mut gone: Vec<Record>, mut added: Vec<Record>) -> us
 mod tests {
     use super::*;
     use crate::kernel::netlink::Buffer;
+    use crate::kernel::nftrule;
     use crate::plan::{LocalTraffic, NodePortAddresses};
 
     #[test]

@@ -11,7 +11,8 @@
 
 use nftables::expr::MetaKey;
 
-use crate::kernel::nftables::{Field, Hook, SetSpec, TableFamily};
+use crate::kernel::nftables::{Hook, SetSpec, TableFamily};
+use crate::kernel::nftchains::{ADDRESS, Chain, PAIR, PORT, VIP, VIP_AND_SOURCE};
 use crate::kernel::nftrule::Step;
 use crate::kernel::nftwords::*;
 use crate::model::Family;
@@ -46,40 +47,18 @@ pub enum Set {
     Hairpin,
 }
 
-/// A chain with its rules.
-pub struct Chain {
-    /// Its name.
-    pub name: &'static str,
-    /// Where it hooks in, for base chains.
-    pub hook: Option<Hook>,
-    /// Its rules.
-    pub rules: Vec<Vec<Step>>,
-}
-
-const ADDRESS: [&[Field]; 2] = [&[Field::Ipv4Addr], &[Field::Ipv6Addr]];
-const PAIR: [&[Field]; 2] = [&[Field::Ipv4Addr, Field::Ipv4Addr], &[Field::Ipv6Addr, Field::Ipv6Addr]];
-const ENTRANCE: [&[Field]; 2] = [
-    &[Field::Ipv4Addr, Field::InetProto, Field::InetService],
-    &[Field::Ipv6Addr, Field::InetProto, Field::InetService],
-];
-const ENTRANCE_AND_SOURCE: [&[Field]; 2] = [
-    &[Field::Ipv4Addr, Field::InetProto, Field::InetService, Field::Ipv4Addr],
-    &[Field::Ipv6Addr, Field::InetProto, Field::InetService, Field::Ipv6Addr],
-];
-const PORT: &[Field] = &[Field::InetProto, Field::InetService];
-
 /// All sets of a family, in the order of [`Set`].
 pub fn sets(family: Family) -> [SetSpec; Set::ALL.len()] {
     let f = family as usize;
     Set::ALL.map(|set| {
         let (key, comment) = match set {
             Set::ServiceIps => (ADDRESS[f], "addresses of kube-ipvs0: only Services answer there"),
-            Set::Internal => (ENTRANCE[f], "ClusterIPs"),
-            Set::External => (ENTRANCE[f], "external and load balancer IPs, all endpoints"),
-            Set::ExternalLocal => (ENTRANCE[f], "external and load balancer IPs, local endpoints"),
+            Set::Internal => (VIP[f], "ClusterIPs"),
+            Set::External => (VIP[f], "external and load balancer IPs, all endpoints"),
+            Set::ExternalLocal => (VIP[f], "external and load balancer IPs, local endpoints"),
             Set::NodePorts => (PORT, "NodePorts, all endpoints"),
-            Set::Restricted => (ENTRANCE[f], "load balancer IPs with source ranges"),
-            Set::AllowedSources => (ENTRANCE_AND_SOURCE[f], "who may use these"),
+            Set::Restricted => (VIP[f], "load balancer IPs with source ranges"),
+            Set::AllowedSources => (VIP_AND_SOURCE[f], "who may use these"),
             Set::HealthChecks => (PORT, "health checks of load balancers"),
             Set::Hairpin => (PAIR[f], "endpoints on this node"),
         };

@@ -3,12 +3,14 @@
 pub mod conntrack;
 pub mod dummy;
 pub mod genl;
+pub mod ipset;
 pub mod ipvs;
 pub mod links;
 pub mod listen;
 pub mod namespaces;
 pub mod netlink;
 pub mod nftables;
+pub mod nftchains;
 pub mod nftevents;
 pub mod nftrule;
 pub mod nftwords;

@@ -24,8 +24,8 @@ pub struct EndpointSlice {
 /// A port of a slice: feeds the Service port of the same name and protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlicePort {
-    /// Name, may be empty.
-    pub name: Box<str>,
+    /// Name, may be empty; shared like those of Services.
+    pub name: Rc<str>,
     /// Transport protocol.
     pub protocol: Protocol,
     /// Port number on the endpoint, never 0.

@@ -21,7 +21,14 @@ use ipnet::IpNet;
 
 /// Namespace and name of an object. Cheap to clone: one allocation is shared by all who mention the object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ObjectName(Rc<(Box<str>, Box<str>)>);
+pub struct ObjectName(Rc<Name>);
+
+/// `namespace/name` as one text, and where the slash is.
+#[derive(Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Name {
+    text: Box<str>,
+    slash: usize,
+}
 
 /// The kinds of objects that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,22 +65,22 @@ pub enum Event {
 impl ObjectName {
     /// The name of an object in a namespace.
     pub fn new(namespace: &str, name: &str) -> Self {
-        Self(Rc::new((namespace.into(), name.into())))
+        Self(Rc::new(Name { text: [namespace, "/", name].concat().into(), slash: namespace.len() }))
     }
 
     /// The namespace.
     pub fn namespace(&self) -> &str {
-        &self.0.0
+        &self.0.text[..self.0.slash]
     }
 
     /// The name within its namespace.
     pub fn name(&self) -> &str {
-        &self.0.1
+        &self.0.text[self.0.slash + 1..]
     }
 }
 
 impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace(), self.name())
+        f.write_str(&self.0.text)
     }
 }

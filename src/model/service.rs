@@ -1,6 +1,7 @@
 //! One Service, reduced to what a node needs of it.
 
 use std::net::IpAddr;
+use std::rc::Rc;
 
 use ipnet::IpNet;
 
@@ -36,8 +37,8 @@ pub struct Service {
 /// One port of a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
-    /// Empty for the only port of a Service.
-    pub name: Box<str>,
+    /// Empty for the only port of a Service. Names of ports are few and shared.
+    pub name: Rc<str>,
     /// Transport protocol.
     pub protocol: Protocol,
     /// Port on the ClusterIP, external IPs and load balancer IPs.

@@ -173,7 +173,8 @@ impl Store {
                 changed
             }
             (None, Some(object)) => {
-                self.services.insert(name.clone(), Kept { object, round });
+                let name = self.slices.get_key_value(&name).map_or(&name, |(known, _)| known).clone();
+                self.services.insert(name, Kept { object, round });
                 true
             }
             (Some(_), None) => {
@@ -188,13 +189,16 @@ impl Store {
         }
     }
 
-    fn put_slice(&mut self, name: ObjectName, slice: EndpointSlice) {
+    fn put_slice(&mut self, name: ObjectName, mut slice: EndpointSlice) {
         if self.owners.get(&name).is_some_and(|owner| *owner != slice.service) {
             self.drop_slice(&name);
         }
         let round = self.round(Kind::EndpointSlice);
         let service = self.services.get_key_value(&slice.service).map_or(&slice.service, |(known, _)| known).clone();
-        let siblings = self.slices.entry(service.clone()).or_default();
+        // One name for all who mention the Service, whichever of its objects came first.
+        slice.service = service.clone();
+        // Nearly all Services have one slice.
+        let siblings = self.slices.entry(service.clone()).or_insert_with(|| Vec::with_capacity(1));
         match siblings.iter_mut().find(|sibling| sibling.name == name) {
             Some(sibling) => {
                 sibling.kept.round = round;

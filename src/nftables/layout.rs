@@ -16,6 +16,7 @@
 use nftables::expr::MetaKey;
 
 use crate::kernel::nftables::{Data, Field, Hook, SetSpec, TableFamily};
+use crate::kernel::nftchains::{ADDRESS, Chain, PAIR, PORT, VIP, VIP_AND_SOURCE};
 use crate::kernel::nftrule::Step;
 use crate::kernel::nftwords::*;
 use crate::model::Family;
@@ -81,29 +82,8 @@ pub enum Set {
     NodePortIps,
 }
 
-/// A chain with its rules.
-pub struct Chain {
-    /// Its name.
-    pub name: &'static str,
-    /// Where it hooks in, for base chains.
-    pub hook: Option<Hook>,
-    /// Its rules.
-    pub rules: Vec<Vec<Step>>,
-}
-
-const ADDRESS: [&[Field]; 2] = [&[Field::Ipv4Addr], &[Field::Ipv6Addr]];
-const PAIR: [&[Field]; 2] = [&[Field::Ipv4Addr, Field::Ipv4Addr], &[Field::Ipv6Addr, Field::Ipv6Addr]];
-const VIP: [&[Field]; 2] = [
-    &[Field::Ipv4Addr, Field::InetProto, Field::InetService],
-    &[Field::Ipv6Addr, Field::InetProto, Field::InetService],
-];
-const VIP_AND_SOURCE: [&[Field]; 2] = [
-    &[Field::Ipv4Addr, Field::InetProto, Field::InetService, Field::Ipv4Addr],
-    &[Field::Ipv6Addr, Field::InetProto, Field::InetService, Field::Ipv6Addr],
-];
 const ENDPOINT: [&[Field]; 2] = [&[Field::Ipv4Addr, Field::InetService], &[Field::Ipv6Addr, Field::InetService]];
 const CLIENT: [&[Field]; 2] = [&[Field::Ipv4Addr, Field::ClassId], &[Field::Ipv6Addr, Field::ClassId]];
-const PORT: &[Field] = &[Field::InetProto, Field::InetService];
 const NUMBER: &[Field] = &[Field::ClassId];
 const NUMBER_AND_SLOT: &[Field] = &[Field::ClassId, Field::Mark];
 

@@ -5,13 +5,14 @@
 
 use std::io;
 
+use super::Table;
 use super::footprint::of_node;
 use super::held::{Held, Kernel, read};
-use super::layout::{Chain, TABLE, TABLE_COMMENT, base_chains, inner_chains, table_family};
+use super::layout::{TABLE, TABLE_COMMENT, base_chains, inner_chains, table_family};
 use super::state::{Changes, SetAside, State};
-use super::{Table, add_rules};
 use crate::backend::{Error, Report};
 use crate::kernel::nftables::{Batch, CommitError};
+use crate::kernel::nftchains::{add_chains, add_rules};
 use crate::plan::{NodeFacts, NodePortAddresses, ServicePlan};
 
 /// Bytes of records in a transaction of the first load. Small enough not to keep a Pi's kernel busy for long.
@@ -119,6 +120,7 @@ impl Table {
         self.commit(&mut batch)?;
         self.state = Some(state);
         self.facts = Some(facts.clone());
+        self.looked_closely = None;
         Ok(report)
     }
 
@@ -168,17 +170,6 @@ impl Table {
     fn flush(&mut self, batch: &mut Batch, state: &mut State, changes: &mut Changes) -> Result<usize, CommitError> {
         let count = self.stage(batch, state, changes);
         self.commit(batch).map(|()| count)
-    }
-}
-
-/// Adds chains, or empties those that are there, and fills them with their rules.
-fn add_chains(batch: &mut Batch, chains: &[Chain]) {
-    for chain in chains {
-        batch.add_chain(chain.name, chain.hook, "");
-    }
-    for chain in chains {
-        batch.flush_chain(chain.name);
-        add_rules(batch, chain.name, &chain.rules);
     }
 }
 

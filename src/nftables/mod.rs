@@ -16,6 +16,7 @@ mod state;
 pub use show::show;
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use layout::{NUMBER_MASK, SET_COUNT, Set, TABLE, base_chains, inner_chains, sets, table_family};
 use load::Care;
@@ -23,8 +24,8 @@ use record::{Shapes, read_number};
 use state::{Changes, State};
 
 use crate::backend::{Backend, Error, Report};
-use crate::kernel::nftables::{Batch, CommitError, Nftables, SetSpec, Value};
-use crate::kernel::nftrule;
+use crate::kernel::nftables::{Batch, CommitError, Element, Nftables, SetSpec, Value};
+use crate::kernel::nftchains::add_rules;
 use crate::model::Family;
 use crate::plan::{NodeFacts, PortName, ServicePlan};
 
@@ -42,7 +43,12 @@ pub struct Table {
     facts: Option<NodeFacts>,
     /// How the next load goes about it.
     care: Care,
+    /// When the whole table was last compared with what was programmed.
+    looked_closely: Option<Instant>,
 }
+
+/// Least time between two comparisons of the whole table.
+const CLOSE_LOOKS: Duration = Duration::from_secs(20);
 
 /// Variable that skips [`check_kernel`], as upstream's does.
 const SKIP_CHECK: &str = "KUBE_PROXY_NFTABLES_SKIP_KERNEL_VERSION_CHECK";
@@ -78,8 +84,17 @@ impl Table {
                 "cannot open netlink for nftables: {error}; CAP_NET_ADMIN and the module nf_tables are needed"
             ))
         })?;
-        let (specs, shapes) = (sets(family), Shapes::new(family));
-        Ok(Self { nft, family, specs, shapes, state: None, generation: 0, facts: None, care: Care::default() })
+        Ok(Self {
+            nft,
+            family,
+            specs: sets(family),
+            shapes: Shapes::new(family),
+            state: None,
+            generation: 0,
+            facts: None,
+            care: Care::default(),
+            looked_closely: None,
+        })
     }
 
     /// Sums the counters of all maps that lead to Service ports, by the port's number.
@@ -95,6 +110,12 @@ impl Table {
             })?;
         }
         Ok(by_number)
+    }
+
+    /// Whether our chains are there at all.
+    fn is_hooked(&mut self) -> std::io::Result<bool> {
+        let chains = self.nft.chains(table_family(self.family), TABLE)?;
+        Ok(self.state.is_none() || chains.iter().filter(|(_, hooked)| *hooked).count() == base_chains().len())
     }
 
     /// Whether the kernel holds exactly what was programmed.
@@ -132,12 +153,7 @@ impl Table {
             batch.add_chain(&chain, None, "");
             add_rules(batch, &chain, &class.rules(self.family));
             let key = (index << layout::NUMBER_BITS).to_ne_bytes();
-            let element = crate::kernel::nftables::Element {
-                key: &key,
-                end: None,
-                data: Value::Goto(&chain),
-                interval_end: false,
-            };
+            let element = Element { key: &key, end: None, data: Value::Goto(&chain), interval_end: false };
             batch.add_elements(self.specs[Set::Classes as usize].name, [element]);
         }
     }
@@ -158,13 +174,6 @@ impl Table {
             }
         }
         count
-    }
-}
-
-/// Adds compiled rules to a chain.
-fn add_rules(batch: &mut Batch, chain: &str, rules: &[Vec<nftrule::Step>]) {
-    for rule in rules {
-        batch.add_rule(chain, |b| nftrule::compile(b, rule).expect("a test compiles every rule of the layout"));
     }
 }
 
@@ -196,8 +205,11 @@ impl Backend for Table {
     fn intact(&mut self) -> bool {
         match self.nft.generation() {
             Ok(now) if now == self.generation => true,
+            Ok(_) if !self.is_hooked().unwrap_or(true) => false,
+            // Somebody changed something somewhere. Looking closely takes time, so not more often than now and then.
+            Ok(_) if self.looked_closely.is_some_and(|then| then.elapsed() < CLOSE_LOOKS) => true,
             Ok(now) => {
-                // Somebody changed something somewhere: look closely, once.
+                self.looked_closely = Some(Instant::now());
                 let intact = self.holds_everything().unwrap_or(true);
                 self.generation = if intact { now } else { self.generation };
                 intact

@@ -11,11 +11,12 @@ use nftables::types::NfFamily;
 use serde_json::{Value, json};
 
 use super::footprint::of_node;
-use super::layout::{Chain, NUMBER_BITS, Set, TABLE, base_chains, inner_chains, sets};
+use super::layout::{NUMBER_BITS, Set, TABLE, base_chains, inner_chains, sets};
 use super::load::node_port_ips;
 use super::record::{Footprint, Shapes, read_number, set_of};
 use super::state::{Changes, SetAside, State};
 use crate::kernel::nftables::{Data, Field, SetSpec};
+use crate::kernel::nftchains::Chain;
 use crate::kernel::nftrule::{Learn, LearnAction, Step};
 use crate::kernel::nftwords::classid_text;
 use crate::model::Family;

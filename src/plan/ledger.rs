@@ -3,7 +3,7 @@
 //!
 //! Keeps a few bytes per Service, never its plan (UDP ports excepted: their flows are compared).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use super::claims::{Claims, Clash};
@@ -55,7 +55,7 @@ impl Ledger {
         }
     }
 
-    /// Plans these Services, and others that get addresses which these give up.
+    /// Plans these Services in the order of their names, and others that get addresses which these give up.
     pub fn plan(
         &mut self,
         store: &Store,
@@ -63,9 +63,9 @@ impl Ledger {
         names: impl IntoIterator<Item = ObjectName>,
     ) -> Vec<ServicePlan> {
         let mut plans = Vec::new();
-        let mut queue: Vec<ObjectName> = names.into_iter().collect();
+        let mut queue: BTreeSet<ObjectName> = names.into_iter().collect();
         let mut queued: HashSet<ObjectName> = HashSet::new();
-        while let Some(name) = queue.pop() {
+        while let Some(name) = queue.pop_first() {
             let (plan, freed) = self.plan_one(store, here, &name);
             plans.push(plan);
             queue.extend(freed.into_iter().filter(|name| queued.insert(name.clone())));

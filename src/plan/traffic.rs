@@ -61,7 +61,7 @@ fn plan_port(
     let source_ranges = source_ranges(service, family, &load_balancer_ips);
     let endpoints = |candidates: &[Candidate<'_>]| candidates.iter().map(|c| endpoint(c, service.weight)).collect();
     PortPlan {
-        name: PortName { service: name.clone(), port: (&*port.name).into(), protocol: port.protocol },
+        name: PortName { service: name.clone(), port: port.name.clone(), protocol: port.protocol },
         cluster_ip,
         port: port.port,
         node_port: (port.node_port != 0).then_some(port.node_port),

@@ -8,17 +8,17 @@ mod slice;
 #[cfg(test)]
 mod tests;
 mod wire;
+mod words;
 
-use std::collections::HashSet;
 use std::fmt;
 use std::net::IpAddr;
-use std::rc::Rc;
 
 use k8s_openapi::api::core::v1::Node as ApiNode;
 use k8s_openapi::api::networking::v1::ServiceCIDR as ApiServiceCidr;
 use kube::core::{Status, WatchEvent};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use words::Words;
 
 use crate::model::{Event, Kind, Node, ObjectName, parse_cidr, parse_ip};
 
@@ -30,7 +30,7 @@ const REMOVAL_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 /// Reads objects as the node `node_name` sees them.
 pub struct Decoder {
     node_name: Box<str>,
-    zones: HashSet<Rc<str>>,
+    words: Words,
 }
 
 /// One line of a watch.
@@ -98,7 +98,7 @@ struct RawLine<'a> {
 impl Decoder {
     /// A decoder for the given node.
     pub fn new(node_name: &str) -> Self {
-        Self { node_name: node_name.into(), zones: HashSet::new() }
+        Self { node_name: node_name.into(), words: Words::default() }
     }
 
     /// Reads one line of a watch for objects of this kind.
@@ -159,13 +159,13 @@ impl Decoder {
 
     fn service(&mut self, object: wire::Service<'_>, gone: bool) -> (Event, String) {
         let name = object.metadata.object_name();
-        let service = if gone { None } else { service::service(&name, &object) };
+        let service = if gone { None } else { service::service(&name, &object, &mut self.words) };
         (Event::Service(name, service), object.metadata.resource_version.to_string())
     }
 
     fn slice(&mut self, object: wire::EndpointSlice<'_>, gone: bool) -> (Event, String) {
         let name = object.metadata.object_name();
-        let mut context = slice::Context { node_name: &self.node_name, zones: &mut self.zones };
+        let mut context = slice::Context { node_name: &self.node_name, words: &mut self.words };
         let slice = if gone { None } else { slice::slice(&name, &object, &mut context) };
         (Event::EndpointSlice(name, slice), object.metadata.resource_version.to_string())
     }

@@ -71,7 +71,7 @@ boot() {
             running:'vm: exit '*) line=${line#vm: exit } state=${line%%[!0-9]*} ;;
             running:*) printf '%s\n' "$line" ;;
         esac
-    done < <("$@" </dev/null 2>&1)
+    done < <(exec setpriv --pdeathsig TERM "$@" </dev/null 2>&1)
     [[ $state != booting ]] || printf '%s' "$early" >&2
     [[ $state == [0-9]* ]] || return 125
     return "$state"

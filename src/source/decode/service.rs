@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::wire::{self, Text};
+use super::words::Words;
 use crate::model::{Family, ObjectName, Protocol, Service, ServicePort, parse_cidr, parse_ip};
 
 /// The API server's default for `sessionAffinityConfig.clientIP.timeoutSeconds`.
@@ -12,7 +13,7 @@ const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
 
 /// The Service as this node needs it; `None` when it is not to be served: headless, an ExternalName, or left to
 /// another proxy.
-pub fn service(name: &ObjectName, wire: &wire::Service<'_>) -> Option<Service> {
+pub fn service(name: &ObjectName, wire: &wire::Service<'_>, words: &mut Words) -> Option<Service> {
     let spec = wire.spec.as_ref()?;
     let labels = wire.metadata.labels.as_ref();
     if &*spec.kind == "ExternalName" || labels.is_some_and(|l| l.service_proxy_name.is_some()) {
@@ -33,9 +34,11 @@ pub fn service(name: &ObjectName, wire: &wire::Service<'_>) -> Option<Service> {
         config.and_then(|config| config.timeout_seconds).unwrap_or(DEFAULT_AFFINITY_SECONDS)
     });
     let annotations = wire.metadata.annotations.as_ref();
+    let mut ports: Vec<_> = spec.ports.iter().flatten().filter_map(|wire| port(name, wire, words)).collect();
+    ports.shrink_to_fit();
     Some(Service {
         cluster_ips,
-        ports: spec.ports.iter().flatten().filter_map(|wire| port(name, wire)).collect(),
+        ports,
         external_ips,
         load_balancer_ips: load_balancer_ips(name, wire),
         source_ranges: source_ranges(name, spec),
@@ -68,7 +71,7 @@ fn cluster_ips(name: &ObjectName, spec: &wire::ServiceSpec<'_>) -> Vec<IpAddr> {
     found
 }
 
-fn port(name: &ObjectName, wire: &wire::ServicePort<'_>) -> Option<ServicePort> {
+fn port(name: &ObjectName, wire: &wire::ServicePort<'_>, words: &mut Words) -> Option<ServicePort> {
     let number = |value: Option<i64>| u16::try_from(value.unwrap_or(0)).ok();
     let (Some(port @ 1..), Some(node_port), Some(protocol)) =
         (number(wire.port), number(wire.node_port), Protocol::from_api(&wire.protocol))
@@ -82,7 +85,7 @@ fn port(name: &ObjectName, wire: &wire::ServicePort<'_>) -> Option<ServicePort> 
         );
         return None;
     };
-    Some(ServicePort { name: (*wire.name).into(), protocol, port, node_port })
+    Some(ServicePort { name: words.share(&wire.name), protocol, port, node_port })
 }
 
 fn load_balancer_ips(name: &ObjectName, wire: &wire::Service<'_>) -> Vec<IpAddr> {
@@ -152,7 +155,7 @@ mod tests {
 
     fn read(spec: Value, status: Value) -> Option<Service> {
         let text = json!({"metadata": {"name": "s", "namespace": "n"}, "spec": spec, "status": status}).to_string();
-        service(&ObjectName::new("n", "s"), &serde_json::from_str(&text).unwrap())
+        service(&ObjectName::new("n", "s"), &serde_json::from_str(&text).unwrap(), &mut Words::default())
     }
 
     fn spec(changes: Value) -> Option<Service> {
@@ -187,7 +190,10 @@ mod tests {
     fn services_of_another_proxy_are_ignored() {
         let labels = json!({"service.kubernetes.io/service-proxy-name": ""});
         let text = json!({"metadata": {"labels": labels}, "spec": {"clusterIP": "10.0.0.1"}}).to_string();
-        assert_eq!(service(&ObjectName::new("n", "s"), &serde_json::from_str(&text).unwrap()), None);
+        assert_eq!(
+            service(&ObjectName::new("n", "s"), &serde_json::from_str(&text).unwrap(), &mut Words::default()),
+            None
+        );
     }
 
     #[test]
@@ -297,7 +303,9 @@ mod tests {
         for (weight, expected) in [("5", Some(5)), ("0", Some(0)), ("65536", None), ("-1", None), ("many", None)] {
             let annotations = json!({"kube-proxy.io/weight": weight, "kube-proxy.io/scheduler": "wrr"});
             let text = json!({"metadata": {"annotations": annotations}, "spec": {"clusterIP": "10.0.0.1"}}).to_string();
-            let found = service(&ObjectName::new("n", "s"), &serde_json::from_str(&text).unwrap()).unwrap();
+            let found =
+                service(&ObjectName::new("n", "s"), &serde_json::from_str(&text).unwrap(), &mut Words::default())
+                    .unwrap();
             assert_eq!((found.weight, found.scheduler.as_deref()), (expected, Some("wrr")), "{weight}");
         }
     }

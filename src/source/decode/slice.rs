@@ -1,21 +1,20 @@
 //! An EndpointSlice from the wire to the model (contract 4.2). What cannot be read is logged and left out; the rest is
 //! used.
 
-use std::collections::HashSet;
 use std::net::IpAddr;
-use std::rc::Rc;
 
 use k8s_openapi::jiff::Timestamp;
 
 use super::wire;
+use super::words::Words;
 use crate::model::{Endpoint, EndpointSlice, Family, ObjectName, Protocol, SlicePort, parse_ip};
 
 /// What is needed beside the object itself.
 pub struct Context<'a> {
     /// Our node: its endpoints are local.
     pub node_name: &'a str,
-    /// Zone names seen so far, so that each is kept once.
-    pub zones: &'a mut HashSet<Rc<str>>,
+    /// Names of ports and zones, so that each is kept once.
+    pub words: &'a mut Words,
 }
 
 /// The slice as this node needs it; `None` when it feeds no Service that can be served from here.
@@ -39,21 +38,22 @@ pub fn slice(name: &ObjectName, wire: &wire::EndpointSlice<'_>, context: &mut Co
     };
     let annotations = wire.metadata.annotations.as_ref();
     let weights = annotations.map_or_else(Vec::new, |annotations| weights(name, &annotations.weights));
+    let mut ports: Vec<_> = wire.ports.iter().flatten().filter_map(|wire| port(name, wire, context.words)).collect();
+    let wanted = wire.endpoints.iter().flatten();
+    let mut endpoints: Vec<_> = wanted.filter_map(|wire| endpoint(name, wire, family, &weights, context)).collect();
+    // These are kept by the thousand.
+    ports.shrink_to_fit();
+    endpoints.shrink_to_fit();
     Some(EndpointSlice {
         service: ObjectName::new(name.namespace(), service),
         family,
-        ports: wire.ports.iter().flatten().filter_map(|wire| port(name, wire)).collect(),
-        endpoints: wire
-            .endpoints
-            .iter()
-            .flatten()
-            .filter_map(|wire| endpoint(name, wire, family, &weights, context))
-            .collect(),
+        ports,
+        endpoints,
         triggered: annotations.and_then(|annotations| triggered(name, &annotations.triggered)),
     })
 }
 
-fn port(name: &ObjectName, wire: &wire::SlicePort<'_>) -> Option<SlicePort> {
+fn port(name: &ObjectName, wire: &wire::SlicePort<'_>, words: &mut Words) -> Option<SlicePort> {
     let number = wire.port.and_then(|port| u16::try_from(port).ok()).filter(|&port| port != 0);
     let (Some(port_name), Some(port), Some(protocol)) = (&wire.name, number, Protocol::from_api(&wire.protocol)) else {
         log::warn!(
@@ -64,7 +64,7 @@ fn port(name: &ObjectName, wire: &wire::SlicePort<'_>) -> Option<SlicePort> {
         );
         return None;
     };
-    Some(SlicePort { name: (**port_name).into(), protocol, port })
+    Some(SlicePort { name: words.share(port_name), protocol, port })
 }
 
 fn endpoint(
@@ -90,7 +90,7 @@ fn endpoint(
         terminating: condition(|c| c.terminating).unwrap_or(false),
         local: &*wire.node_name == context.node_name,
         hinted_node: (!node_hints.is_empty()).then(|| node_hints.iter().any(|hint| &*hint.name == context.node_name)),
-        hinted_zones: zone_hints.iter().map(|hint| context.zone(&hint.name)).collect(),
+        hinted_zones: zone_hints.iter().map(|hint| context.words.share(&hint.name)).collect(),
         weight: weights.iter().find(|(of, _)| *of == address).map(|&(_, weight)| weight),
     })
 }
@@ -123,21 +123,6 @@ fn triggered(name: &ObjectName, text: &str) -> Option<u64> {
     time
 }
 
-// === impl Context ===
-
-impl Context<'_> {
-    fn zone(&mut self, name: &str) -> Rc<str> {
-        match self.zones.get(name) {
-            Some(known) => Rc::clone(known),
-            None => {
-                let zone: Rc<str> = name.into();
-                self.zones.insert(Rc::clone(&zone));
-                zone
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,7 +137,7 @@ mod tests {
         });
         object.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
         let text = object.to_string();
-        let mut context = Context { node_name: "us", zones: &mut HashSet::new() };
+        let mut context = Context { node_name: "us", words: &mut Words::default() };
         slice(&ObjectName::new("n", "web-1"), &serde_json::from_str(&text).unwrap(), &mut context)
     }
 
@@ -250,13 +235,5 @@ mod tests {
         let metadata = json!({"labels": {"kubernetes.io/service-name": "web"}, "annotations":
             {"endpoints.kubernetes.io/last-change-trigger-time": "yesterday"}});
         assert_eq!(read(json!({"metadata": metadata})).unwrap().triggered, None);
-    }
-
-    #[test]
-    fn zone_names_are_kept_once() {
-        let mut zones = HashSet::new();
-        let mut context = Context { node_name: "us", zones: &mut zones };
-        let (first, second) = (context.zone("a"), context.zone("a"));
-        assert!(Rc::ptr_eq(&first, &second));
     }
 }
