@@ -275,26 +275,40 @@ fn the_one_shot_runs_end_with_what_they_promise() {
 }
 
 #[test]
-fn systemd_hears_when_everything_is_in_the_kernel() {
-    isolated("systemd_hears_when_everything_is_in_the_kernel", || {
+fn systemd_hears_of_the_wait_and_of_the_rules() {
+    isolated("systemd_hears_of_the_wait_and_of_the_rules", || {
         let server = cluster();
         let folder = Folder::new();
         let path = folder.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         let config = configure(&folder, &server, "mode: nftables");
+        server.stop();
         let mut child = program(&["--config", &config, "--hostname-override", NODE])
             .env("NOTIFY_SOCKET", &path)
+            .env("WATCHDOG_USEC", "200000")
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let mut heard = String::new();
         let mut buffer = [0; 4096];
-        while !(heard.contains("READY=1") && heard.contains("1 Service")) {
+        let mut hear = || {
             let length = socket.recv(&mut buffer).expect("systemd hears from the program");
-            heard.push_str(&String::from_utf8_lossy(&buffer[..length]));
-            heard.push('\n');
+            String::from_utf8_lossy(&buffer[..length]).into_owned()
+        };
+        let waiting = format!("READY=1\nSTATUS=nftables: waiting for the API server {}\n", server.url());
+        assert_eq!(hear(), waiting, "the start is over although there is no API server");
+        for _ in 0..3 {
+            assert_eq!(hear(), "WATCHDOG=1\n", "whoever waits is alive");
         }
+        assert_eq!(destinations(), "");
+        server.restart();
+        let mut heard = hear();
+        while heard == "WATCHDOG=1\n" {
+            heard = hear();
+        }
+        assert!(heard.starts_with("STATUS=nftables: 1 Services, 2 endpoints, last sync "), "{heard}");
+        assert_ne!(destinations(), "");
+        assert_eq!(hear(), "WATCHDOG=1\n", "so is whoever serves");
         child.kill().unwrap();
         child.wait().unwrap();
     });

@@ -236,10 +236,11 @@ fn role() -> Option<String> {
 
 #[test]
 fn systemd_is_told() {
-    let state = Status { mode: "nftables", services: 2, endpoints: 3, synced: Some(UNIX_EPOCH) };
+    let waiting = Status::Waiting("nftables", "the API server");
+    let state = Status::Serving { mode: "nftables", services: 2, endpoints: 3, synced: UNIX_EPOCH };
     if role().is_some() {
         assert_eq!(systemd::watchdog_interval(), Some(Duration::from_secs(15)));
-        systemd::ready(&state);
+        systemd::ready(&waiting);
         systemd::alive();
         systemd::reloading();
         systemd::status(&state);
@@ -257,7 +258,7 @@ fn systemd_is_told() {
         told.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
     }
     assert_eq!(told.len(), 5, "{told:?}");
-    assert_eq!(told[0], format!("READY=1\nSTATUS={state}\n"));
+    assert_eq!(told[0], "READY=1\nSTATUS=nftables: waiting for the API server\n");
     assert_eq!(told[1], "WATCHDOG=1\n");
     assert!(told[2].starts_with("RELOADING=1\nMONOTONIC_USEC="), "{told:?}");
     assert_eq!(told[3], format!("STATUS={state}\n"));

@@ -487,7 +487,7 @@ fn mistakes_in_a_kubeconfig_are_one_clear_line() {
         (good, "auth-provider: {name: gcp}", "auth-provider is not supported"),
         (good, "username: me, password: secret", "no longer accept a username"),
         (good, "as: somebody", "impersonation"),
-        ("server: [1, 2]", "token: t", "line 5"),
+        ("server: [1, 2]", "token: t", "clusters[0].cluster.server must be a string"),
     ] {
         let path = kubeconfig(&folder, cluster, user);
         let error = Access::load(Some(&path), None).err().unwrap_or_else(|| panic!("{cluster} {user}")).to_string();

@@ -215,6 +215,7 @@ impl Agent {
             let outcome = proxy.borrow_mut().sync(&self.store);
             succeeded &= outcome.is_ok();
             self.watchers.synced(proxy, outcome, started);
+            self.watchers.feed_watchdog(Instant::now());
         }
         let ended = Instant::now();
         self.pace.ended(ended, succeeded);

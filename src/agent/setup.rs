@@ -77,6 +77,14 @@ impl Setup {
         Ok(Self { executor, config, node_name, client, metrics, events, store: Store::default() })
     }
 
+    /// What the first objects depend on, for people.
+    pub(super) fn waits_for(&self) -> String {
+        match &self.client {
+            Some(client) => format!("the API server {}", client.server()),
+            None => "the manifests to be read".into(),
+        }
+    }
+
     pub(super) async fn next_event(&mut self) -> Result<(), String> {
         let event = self.events.recv().await.map_err(|_| "the source of objects ended".to_owned())?;
         self.store.apply(event);

@@ -124,16 +124,21 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<St
     let health = Health::new(time::clock(), setup.config.sync_period);
     let failures = unbounded();
     serve_pages(&setup, loaded, &health, &failures.0)?;
+    let families = modes::families(setup.config.mode);
+    // What this node lacks is told now, not when the API server answers.
+    let backends =
+        families.iter().map(|family| modes::backend(&setup.config, *family)).collect::<Result<Vec<_>, _>>()?;
+    systemd::ready(&systemd::Status::Waiting(setup.config.mode.as_str(), &setup.waits_for()));
 
     let early = async { Err(signals.next().await) };
-    let (addresses, pod_cidrs) = match early.or(async { Ok(setup.wait_for_node().await) }).await {
+    let node = async { Ok(setup.wait_for_node().await) };
+    let (addresses, pod_cidrs) = match early.or(node).or(systemd::stay_alive()).await {
         Ok(node) => node?,
         Err(signal) => return Ok(Stop::Signal(signal)),
     };
     if let Some(node) = setup.store.node() {
         health.node_eligible(node.eligible);
     }
-    let families = modes::families(setup.config.mode);
     for note in setup.config.check_families(addresses.primary, families.len() > 1, &pod_cidrs)? {
         log::warn!("{note}");
     }
@@ -141,14 +146,14 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<St
     let interfaces = links::addresses().map_err(|error| format!("cannot read the node's addresses: {error}"))?;
     let mut proxies = Vec::new();
     let mut service_health = Vec::new();
-    for family in families {
+    for (family, backend) in families.into_iter().zip(backends) {
         let facts = facts::facts(family, &setup.config, &setup.store, &addresses, &pod_cidrs, &interfaces);
         let here = facts::here(family, &addresses, setup.store.node());
         let servers = ServiceHealth::new(Rc::clone(&setup.executor), health_addresses(&facts), Rc::clone(&health));
         service_health.push((family, Rc::new(Mutex::new(servers))));
         proxies.push(Rc::new(RefCell::new(Proxy::new(
             family,
-            modes::backend(&setup.config, family)?,
+            backend,
             modes::leftovers(setup.config.mode),
             facts,
             here,
@@ -169,7 +174,6 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<St
         sweeping: Rc::default(),
         watchdog: Watchdog::new(),
         triggers: Vec::new(),
-        ready: false,
     };
     let agent = Agent {
         inspect_at: Instant::now() + setup.config.sync_period,

@@ -48,8 +48,6 @@ pub struct Watchers {
     pub watchdog: Option<Watchdog>,
     /// When the slices changed that are not in the kernel yet: nanoseconds since the epoch.
     pub triggers: Vec<u64>,
-    /// Everything was in the kernel once.
-    pub ready: bool,
 }
 
 /// When systemd wants to hear that the loop turns.
@@ -131,13 +129,8 @@ impl Watchers {
         let tallies = proxies.iter().map(|proxy| proxy.borrow().tally());
         let services = tallies.clone().map(|tally| tally.services).max().unwrap_or(0);
         let endpoints = tallies.map(|tally| tally.endpoints).sum();
-        let status = systemd::Status { mode: self.mode.as_str(), services, endpoints, synced: Some(SystemTime::now()) };
-        if !self.ready {
-            self.ready = true;
-            systemd::ready(&status);
-        } else {
-            systemd::status(&status);
-        }
+        let (mode, synced) = (self.mode.as_str(), SystemTime::now());
+        systemd::status(&systemd::Status::Serving { mode, services, endpoints, synced });
     }
 
     /// Waits for the failure of a server that must not fail.

@@ -18,6 +18,7 @@ use super::{ROLE, own_program};
 use crate::kernel::namespaces;
 use crate::kernel::sysctl;
 use crate::kernel::veth::Cables;
+use crate::observe::systemd::SYNCED;
 
 /// The manifest of the Service that loses an endpoint.
 pub const WEB: &str = "web.yaml";
@@ -135,7 +136,7 @@ impl Node {
             .map_err(|error| format!("cannot write {}: {error}", place.display()))
     }
 
-    /// Starts kube-proxy, and waits until it says that it is ready. With a verbosity, its log is shown.
+    /// Starts kube-proxy, and waits until it says that its rules are in the kernel. With a verbosity, its log is shown.
     ///
     /// # Errors
     /// When it ends or does not get ready; the end of its log is part of the message.
@@ -161,7 +162,7 @@ impl Node {
         while started.elapsed() < PATIENCE {
             let mut word = [0; 1024];
             let length = ear.recv(&mut word).unwrap_or(0);
-            if word[..length].split(|&byte| byte == b'\n').any(|line| line == b"READY=1") {
+            if String::from_utf8_lossy(&word[..length]).contains(SYNCED) {
                 proxy.ready_after = started.elapsed();
                 return Ok(proxy);
             }

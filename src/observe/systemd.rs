@@ -5,24 +5,34 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
+use async_io::Timer;
 use sd_notify::NotifyState;
 
 use super::time::rfc3339;
 
-/// What `systemctl status` shows.
+/// What [`Status::Serving`] says and [`Status::Waiting`] does not: everything is in the kernel.
+pub const SYNCED: &str = "last sync";
+
+/// What `systemctl status` shows. Each begins with the mode in use.
 #[derive(Clone, Copy, Debug)]
-pub struct Status<'a> {
-    /// The mode in use.
-    pub mode: &'a str,
-    /// Services in the kernel, counted once however many families they have.
-    pub services: usize,
-    /// Endpoints in the kernel.
-    pub endpoints: usize,
-    /// When a sync last succeeded.
-    pub synced: Option<SystemTime>,
+pub enum Status<'a> {
+    /// Nothing is programmed yet, for want of this.
+    Waiting(&'a str, &'a str),
+    /// All rules are in the kernel.
+    Serving {
+        /// The mode in use.
+        mode: &'a str,
+        /// Services in the kernel, counted once however many families they have.
+        services: usize,
+        /// Endpoints in the kernel.
+        endpoints: usize,
+        /// When a sync last succeeded.
+        synced: SystemTime,
+    },
 }
 
-/// Everything that was asked for is in the kernel for the first time.
+/// Everything that this node can do by itself is done. Rules follow when objects come: that may need an API server,
+/// which may need a kubelet, which systemd may start only after us.
 pub fn ready(status: &Status<'_>) {
     tell(&[NotifyState::Ready, NotifyState::Status(&status.to_string())]);
 }
@@ -40,6 +50,15 @@ pub fn watchdog_interval() -> Option<Duration> {
 /// The loop turns. To be called by the loop itself, never by something that would go on without it.
 pub fn alive() {
     tell(&[NotifyState::Watchdog]);
+}
+
+/// Says [`alive`] as often as needed while something else on this thread is waited for. Never ends by itself.
+pub async fn stay_alive<T>() -> T {
+    let Some(interval) = watchdog_interval() else { return std::future::pending().await };
+    loop {
+        alive();
+        Timer::after(interval).await;
+    }
 }
 
 /// The configuration is read again; followed by [`ready`].
@@ -64,11 +83,11 @@ fn tell(states: &[NotifyState<'_>]) {
 
 impl fmt::Display for Status<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { mode, services, endpoints, synced } = self;
-        write!(f, "{mode}: {services} Services, {endpoints} endpoints, ")?;
-        match synced {
-            Some(when) => write!(f, "last sync {}", rfc3339(*when)),
-            None => f.write_str("no sync yet"),
+        match self {
+            Self::Waiting(mode, what) => write!(f, "{mode}: waiting for {what}"),
+            Self::Serving { mode, services, endpoints, synced } => {
+                write!(f, "{mode}: {services} Services, {endpoints} endpoints, {SYNCED} {}", rfc3339(*synced))
+            }
         }
     }
 }
@@ -81,9 +100,10 @@ mod tests {
 
     #[test]
     fn the_state_reads_well() {
-        let mut status = Status { mode: "nftables", services: 12, endpoints: 30, synced: None };
-        assert_eq!(status.to_string(), "nftables: 12 Services, 30 endpoints, no sync yet");
-        status.synced = Some(UNIX_EPOCH + Duration::from_secs(60));
-        assert_eq!(status.to_string(), "nftables: 12 Services, 30 endpoints, last sync 1970-01-01T00:01:00Z");
+        let waiting = Status::Waiting("nftables", "the API server https://10.0.0.1:6443");
+        assert_eq!(waiting.to_string(), "nftables: waiting for the API server https://10.0.0.1:6443");
+        let synced = UNIX_EPOCH + Duration::from_secs(60);
+        let serving = Status::Serving { mode: "nftables", services: 12, endpoints: 30, synced };
+        assert_eq!(serving.to_string(), "nftables: 12 Services, 30 endpoints, last sync 1970-01-01T00:01:00Z");
     }
 }

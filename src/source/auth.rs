@@ -13,9 +13,8 @@ use futures_rustls::rustls::ClientConfig;
 use hyper::Uri;
 use hyper::header::HeaderValue;
 use k8s_openapi::ByteString;
-use kube::config::{AuthInfo, Cluster, Kubeconfig};
-use secrecy::ExposeSecret;
 
+use super::kubeconfig::{self, Cluster, User};
 use super::tls;
 
 /// Where Kubernetes mounts the credentials of a pod.
@@ -85,7 +84,7 @@ impl Access {
     pub fn load(kubeconfig: Option<&Path>, master: Option<&str>) -> Result<Self, Error> {
         match (kubeconfig, master) {
             (None, None) => Self::in_cluster(),
-            (None, Some(master)) => Self::assemble("--master", &Cluster::default(), &AuthInfo::default(), Some(master)),
+            (None, Some(master)) => Self::assemble("--master", &Cluster::default(), &User::default(), Some(master)),
             (Some(path), master) => Self::kubeconfig(path, master),
         }
     }
@@ -144,51 +143,23 @@ impl Access {
             certificate_authority: mounted("ca.crt"),
             ..Cluster::default()
         };
-        let user = AuthInfo { token_file: mounted("token"), ..AuthInfo::default() };
+        let user = User { token_file: mounted("token"), ..User::default() };
         Self::assemble("service account", &cluster, &user, None)
     }
 
     fn kubeconfig(path: &Path, master: Option<&str>) -> Result<Self, Error> {
         let shown = path.display();
         let fail = |what: &str| Error(format!("kubeconfig {shown}: {what}"));
-        let config = Kubeconfig::read_from(path).map_err(|error| {
-            let why = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
-            fail(why.lines().next().unwrap_or_default())
-        })?;
-        let current = config.current_context.as_deref().filter(|name| !name.is_empty());
-        let context = match current {
-            None if master.is_some() => None,
+        let (cluster, user) = match kubeconfig::current(path).map_err(|why| fail(&why))? {
+            Some(current) => current,
+            None if master.is_some() => Default::default(),
             None => return Err(fail("current-context is not set: name one of its contexts")),
-            Some(name) => Some(
-                config
-                    .contexts
-                    .iter()
-                    .find(|context| context.name == name)
-                    .and_then(|context| context.context.as_ref())
-                    .ok_or_else(|| fail(&format!("current-context {name:?} is not among its contexts")))?,
-            ),
         };
-        let Some(context) = context else {
-            return Self::assemble(&shown.to_string(), &Cluster::default(), &AuthInfo::default(), master);
-        };
-        let cluster = config.clusters.iter().find(|cluster| cluster.name == context.cluster);
-        let cluster = cluster.and_then(|cluster| cluster.cluster.as_ref()).ok_or_else(|| {
-            fail(&format!("cluster {:?} of the current context is not among its clusters", context.cluster))
-        })?;
-        let user = match context.user.as_deref().filter(|user| !user.is_empty()) {
-            None => &AuthInfo::default(),
-            Some(name) => config
-                .auth_infos
-                .iter()
-                .find(|user| user.name == name)
-                .and_then(|user| user.auth_info.as_ref())
-                .ok_or_else(|| fail(&format!("user {name:?} of the current context is not among its users")))?,
-        };
-        Self::assemble(&format!("kubeconfig {shown}"), cluster, user, master)
+        Self::assemble(&format!("kubeconfig {shown}"), &cluster, &user, master)
     }
 
     /// `origin` says in errors where the fields come from.
-    fn assemble(origin: &str, cluster: &Cluster, user: &AuthInfo, master: Option<&str>) -> Result<Self, Error> {
+    fn assemble(origin: &str, cluster: &Cluster, user: &User, master: Option<&str>) -> Result<Self, Error> {
         let fail = |what: String| Error(format!("{origin}: {what}"));
         refuse_unsupported(cluster, user).map_err(|what| fail(what.into()))?;
 
@@ -204,12 +175,7 @@ impl Access {
             user.client_certificate_data.as_deref(),
             user.client_certificate.as_deref(),
         )?;
-        let key = Secret::either(
-            origin,
-            "client-key",
-            user.client_key_data.as_ref().map(ExposeSecret::expose_secret),
-            user.client_key.as_deref(),
-        )?;
+        let key = Secret::either(origin, "client-key", user.client_key_data.as_deref(), user.client_key.as_deref())?;
         let identity = match (certificate, key) {
             (Some(certificate), Some(key)) => Some((certificate, key)),
             (None, None) => None,
@@ -253,15 +219,15 @@ impl Access {
 }
 
 /// A token file wins over a token, as it does for everybody else who reads kubeconfigs.
-fn bearer(origin: &str, user: &AuthInfo) -> Option<Secret> {
+fn bearer(origin: &str, user: &User) -> Option<Secret> {
     let file =
         user.token_file.as_deref().filter(|file| !file.is_empty()).map(|file| ("tokenFile", Value::File(file.into())));
-    let token = user.token.as_ref().map(ExposeSecret::expose_secret).filter(|token| !token.is_empty());
+    let token = user.token.as_deref().filter(|token| !token.is_empty());
     let (field, value) = file.or_else(|| token.map(|token| ("token", Value::Inline(token.into()))))?;
     Some(Secret { field: format!("{origin}: {field}"), value })
 }
 
-fn refuse_unsupported(cluster: &Cluster, user: &AuthInfo) -> Result<(), &'static str> {
+fn refuse_unsupported(cluster: &Cluster, user: &User) -> Result<(), &'static str> {
     for (given, why) in [
         (user.exec.is_some(), "exec credential plugins are not run: use tokenFile or a client certificate"),
         (user.auth_provider.is_some(), "auth-provider is not supported: use tokenFile or a client certificate"),

@@ -6,6 +6,7 @@ mod auth;
 mod connect;
 mod decode;
 mod http;
+mod kubeconfig;
 mod lines;
 mod manifests;
 mod notice;
