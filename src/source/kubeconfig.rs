@@ -109,9 +109,11 @@ pub(super) fn current(path: &Path) -> Result<Option<(Cluster, User)>, String> {
 
 /// Reads the first document.
 fn parse(text: &str) -> Result<Kubeconfig, String> {
-    let documents: Vec<Value> = serde_saphyr::from_multiple(text)
-        .map_err(|error| error.to_string().lines().next().unwrap_or_default().to_owned())?;
-    let Some(tree) = documents.into_iter().next().filter(|tree| !tree.is_null()) else { return Ok(Default::default()) };
+    let mut bytes = text.as_bytes();
+    let options = serde_saphyr::options! { with_snippet: false };
+    let first: Option<Result<Value, _>> = serde_saphyr::read_with_options(&mut bytes, options).next();
+    let Some(tree) = first else { return Ok(Kubeconfig::default()) };
+    let tree = tree.map_err(|error| error.to_string().lines().next().unwrap_or_default().to_owned())?;
     serde_path_to_error::deserialize(&tree).map_err(|error| {
         let why = error.inner().to_string();
         match why.split_once(", expected ") {

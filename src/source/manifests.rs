@@ -165,9 +165,11 @@ fn parse(path: &Path, text: &str) -> Result<Vec<Value>, String> {
         documents.collect::<Result<_, _>>().map_err(|error| error.to_string())?
     } else {
         // Whoever may write here may do worse than write a long file.
-        let options = serde_saphyr::options! { budget: None };
-        serde_saphyr::from_multiple_with_options(text, options)
-            .map_err(|error| error.to_string().lines().next().unwrap_or_default().to_owned())?
+        let options = serde_saphyr::options! { budget: None, with_snippet: false };
+        let mut bytes = text.as_bytes();
+        serde_saphyr::read_with_options(&mut bytes, options)
+            .collect::<Result<_, _>>()
+            .map_err(|error: serde_saphyr::Error| error.to_string().lines().next().unwrap_or_default().to_owned())?
     };
     let mut objects = Vec::new();
     for mut document in documents.into_iter().filter(|document| !document.is_null()) {
