@@ -150,8 +150,8 @@ fn memory(page: &mut String, subjects: &[Subject]) {
     each(subjects, |subject, services, outcome| {
         let resident = mb(outcome.memory.rss);
         let limit = match services {
-            ..=20 => 6.0,
-            ..=10_000 => 24.0,
+            0..=20 => 6.0,
+            21..=10_000 => 24.0,
             _ => f64::INFINITY,
         };
         let _ = writeln!(
