@@ -5,6 +5,7 @@ mod support;
 use std::collections::BTreeMap;
 
 use kube_proxy::backend::Backend;
+use kube_proxy::kernel::nftables::Nftables;
 use kube_proxy::model::Family;
 use kube_proxy::nftables::{Table, show};
 use kube_proxy::plan::{NodePortAddresses, Route, ServicePlan};
@@ -193,6 +194,19 @@ fn what_others_do_elsewhere_is_no_damage() {
         }
         run("nft delete table ip kube-proxy");
         assert!(!table.intact(), "a close look a moment ago does not hide that everything is gone");
+    });
+}
+
+#[test]
+fn one_family_s_transactions_are_no_news_to_the_other() {
+    isolated("one_family_s_transactions_are_no_news_to_the_other", || {
+        let mut door = Nftables::open().unwrap();
+        let before = door.foreign_generation().unwrap();
+        let mut table = load(Family::V6, &[service(Family::V6, 1, &[101])]);
+        table.update(&[service(Family::V6, 1, &[101, 102])]).unwrap();
+        assert_eq!(door.foreign_generation().unwrap(), before);
+        run("nft add table inet other");
+        assert_ne!(door.foreign_generation().unwrap(), before);
     });
 }
 

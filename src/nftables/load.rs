@@ -62,8 +62,8 @@ impl Table {
         services: &mut dyn Iterator<Item = ServicePlan>,
         care: Care,
     ) -> Result<Report, Failure> {
+        let others = self.nft.foreign_generation()?;
         let (kernel, generation) = self.read_stable(facts)?;
-        self.generation = generation;
         let family = table_family(self.family);
         let mut batch = Batch::new(family, TABLE, Some(generation));
         let (mut held, hooked, foreign) = match kernel {
@@ -117,9 +117,10 @@ impl Table {
         if !hooked {
             add_chains(&mut batch, &base_chains());
         }
-        self.commit(&mut batch)?;
+        self.nft.commit(&mut batch)?;
         self.state = Some(state);
         self.facts = Some(facts.clone());
+        self.generation = others;
         self.looked_closely = None;
         Ok(report)
     }
@@ -169,7 +170,7 @@ impl Table {
 
     fn flush(&mut self, batch: &mut Batch, state: &mut State, changes: &mut Changes) -> Result<usize, CommitError> {
         let count = self.stage(batch, state, changes);
-        self.commit(batch).map(|()| count)
+        self.nft.commit(batch).map(|()| count)
     }
 }
 

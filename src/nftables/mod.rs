@@ -24,7 +24,7 @@ use record::{Shapes, read_number};
 use state::{Changes, State};
 
 use crate::backend::{Backend, Error, Report};
-use crate::kernel::nftables::{Batch, CommitError, Element, Nftables, SetSpec, Value};
+use crate::kernel::nftables::{Batch, Element, Nftables, SetSpec, Value};
 use crate::kernel::nftchains::add_rules;
 use crate::model::Family;
 use crate::plan::{NodeFacts, PortName, ServicePlan};
@@ -37,7 +37,7 @@ pub struct Table {
     shapes: Shapes,
     /// What was programmed; `None` when that is not known for certain.
     state: Option<State>,
-    /// The ruleset's generation when it was last known to be as we left it.
+    /// What [`Nftables::foreign_generation`] was when the table was last known to be as we left it.
     generation: u32,
     /// What the shared rules were made from.
     facts: Option<NodeFacts>,
@@ -135,17 +135,6 @@ impl Table {
         Ok(held.hooked && complete && held.leftovers().next().is_none() && present == rules + class_rules)
     }
 
-    /// Carries out a transaction, and counts it as one that we know of.
-    fn commit(&mut self, batch: &mut Batch) -> Result<(), CommitError> {
-        if batch.is_empty() {
-            return Ok(());
-        }
-        self.nft.commit(batch)?;
-        // Every transaction adds one (nf_tables_commit, which skips 0).
-        self.generation = self.generation.wrapping_add(1).max(1);
-        Ok(())
-    }
-
     /// Adds chains and elements of the classes that the kernel does not know yet.
     fn declare_classes(&self, batch: &mut Batch, state: &mut State) {
         for (index, class) in state.classes.take_fresh() {
@@ -197,13 +186,13 @@ impl Backend for Table {
         let mut batch = Batch::new(table_family(self.family), TABLE, None);
         self.declare_classes(&mut batch, &mut state);
         report.changes = self.write(&mut batch, changes);
-        self.commit(&mut batch).map_err(|error| Error(error.to_string()))?;
+        self.nft.commit(&mut batch).map_err(|error| Error(error.to_string()))?;
         self.state = Some(state);
         Ok(report)
     }
 
     fn intact(&mut self) -> bool {
-        match self.nft.generation() {
+        match self.nft.foreign_generation() {
             Ok(now) if now == self.generation => true,
             Ok(_) if !self.is_hooked().unwrap_or(true) => false,
             // Somebody changed something somewhere. Looking closely takes time, so not more often than now and then.

@@ -1,6 +1,7 @@
 //! The door to nf_tables: carries out transactions, and reads what there is.
 
 use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::socket::{SockProtocol, getsockopt, sockopt};
@@ -23,6 +24,9 @@ const COUNTER_PACKETS: u16 = 2;
 const GEN_ID: u16 = 1;
 const RECEIVE_QUEUE: usize = 4 << 20;
 const SEND_QUEUE: usize = 64 << 20;
+
+/// Transactions that this process carried out, whatever the table: the generation that they add to is one for all.
+static TRANSACTIONS: AtomicU32 = AtomicU32::new(0);
 
 /// The door to nf_tables.
 pub struct Nftables {
@@ -89,7 +93,19 @@ impl Nftables {
     /// # Errors
     /// See [`CommitError`]; except for `Unknown`, nothing was changed.
     pub fn commit(&mut self, batch: &mut Batch) -> Result<(), CommitError> {
-        self.hand_over(batch, true)
+        let empty = batch.is_empty();
+        self.hand_over(batch, true)?;
+        TRANSACTIONS.fetch_add(u32::from(!empty), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The generation of the ruleset, less the transactions that this process carried out: changes when somebody else
+    /// changes the ruleset, and only then (nf_tables_commit adds one for each).
+    ///
+    /// # Errors
+    /// When nf_tables is not there.
+    pub fn foreign_generation(&mut self) -> io::Result<u32> {
+        Ok(self.generation()?.wrapping_sub(TRANSACTIONS.load(Ordering::Relaxed)))
     }
 
     /// Whether the kernel would carry out a transaction: it does everything but that, and loads modules for it. Empties
