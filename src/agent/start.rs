@@ -176,7 +176,7 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<St
         triggers: Vec::new(),
     };
     let agent = Agent {
-        inspect_at: Instant::now() + setup.config.sync_period,
+        inspect_at: Instant::now(),
         config: setup.config,
         store: setup.store,
         events: setup.events,
