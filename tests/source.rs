@@ -127,14 +127,18 @@ fn requests_bear_the_selectors_and_who_we_are() {
     for (path, selectors) in [
         (
             "/api/v1/services?",
-            "labelSelector=%21service.kubernetes.io%2Fservice-proxy-name&fieldSelector=spec.clusterIP%21%3DNone&",
+            &["labelSelector=%21service.kubernetes.io%2Fservice-proxy-name", "fieldSelector=spec.clusterIP%21%3DNone"]
+                [..],
         ),
-        ("/apis/discovery.k8s.io/v1/endpointslices?", "labelSelector=%21service.kubernetes.io%2Fheadless&"),
-        ("/api/v1/nodes?", "fieldSelector=metadata.name%3Dus&"),
-        ("/apis/networking.k8s.io/v1/servicecidrs?", "watch=true&"),
+        ("/apis/discovery.k8s.io/v1/endpointslices?", &["labelSelector=%21service.kubernetes.io%2Fheadless"]),
+        ("/api/v1/nodes?", &["fieldSelector=metadata.name%3Dus"]),
+        ("/apis/networking.k8s.io/v1/servicecidrs?", &[]),
     ] {
         let request = requests.iter().find(|request| request.path.starts_with(path)).expect(path);
-        assert!(request.path[path.len()..].starts_with(selectors), "{}", request.path);
+        let parameters: Vec<&str> = request.path[path.len()..].split('&').collect();
+        let given = parameters.iter().filter(|parameter| parameter.contains("Selector="));
+        assert_eq!(given.count(), selectors.len(), "{}", request.path);
+        assert!(selectors.iter().all(|selector| parameters.contains(selector)), "{}", request.path);
         let agent = &request.headers["user-agent"];
         assert!(
             agent.starts_with("kube-proxy/v") && agent.contains(" (linux/") && agent.contains(") kubernetes/"),

@@ -3,7 +3,7 @@
 //! Looks on from the same network namespace and changes nothing. Knows no table but by name, so that it can watch any
 //! kube-proxy.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
@@ -146,7 +146,7 @@ impl Watcher {
         socket.join(GROUP)?;
         let (sender, seen) = channel();
         thread::spawn(move || {
-            let mut newest = HashMap::new();
+            let mut known = HashSet::new();
             let (mut messages, mut bytes) = (0, 0);
             // Ends when nobody wants to know any more, or with the process.
             loop {
@@ -166,7 +166,7 @@ impl Watcher {
                         }
                         NEW_RULE | NEW_ELEMENTS => {
                             for mark in marks(message.payload) {
-                                if newest.insert(mark, ()).is_none() {
+                                if known.insert(mark) {
                                     sights.push(Sight::Mark(mark, now));
                                 }
                             }
@@ -195,10 +195,12 @@ impl Watcher {
     }
 }
 
-/// The numbers of changes whose addresses are in these bytes.
+/// The numbers of changes whose addresses are in these bytes. Addresses begin where attributes may begin; the header
+/// before them holds a part of the generation, which may look like one.
 fn marks(payload: &[u8]) -> impl Iterator<Item = u32> {
-    payload.windows(4).filter(|window| window[0] == 10 && window[1] >= 128).map(|window| {
-        let address = u32::from_be_bytes([window[0], window[1], window[2], window[3]]);
+    let words = payload.get(4..).unwrap_or_default().chunks_exact(4);
+    words.filter(|word| word[0] == 10 && word[1] >= 128).map(|word| {
+        let address = u32::from_be_bytes([word[0], word[1], word[2], word[3]]);
         address - FIRST_MARK
     })
 }

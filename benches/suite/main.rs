@@ -4,19 +4,48 @@ mod apiserver;
 mod arena;
 #[path = "../../tests/support/certificates.rs"]
 mod certificates;
+mod check;
 mod cluster;
 mod kernel;
 mod measure;
+mod plot;
 mod proxy;
 mod replay;
+mod report;
+mod traffic;
 #[allow(dead_code, reason = "the tests use more of it")]
 #[path = "../../tests/support/apiserver/wire.rs"]
 mod wire;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use measure::{Job, Outcome};
+use arena::{INSIDE, prepare, send_in, tell};
+use report::Subject;
+
+const HELP: &str = "\
+Usage: cargo bench --bench suite -- [OPTION]...
+
+  --binary PATH     the proxy to measure, instead of the one that was just built
+  --peer PATH       another kube-proxy, measured beside it; may be given several times
+  --services N,...  how many Services, 20,1000 if not given
+  --starts N        how often each start is repeated, once if not given
+  --day N           also N changes as fast as they go, at the first size of at least 1000
+  --traffic N,...   also connections through so many Services
+  --write FOLDER    write the report there, and not to stdout
+  --check FILE      compare what does not depend on the clock with FILE, and nothing else";
+
+/// What was asked for.
+struct Wishes {
+    binary: PathBuf,
+    peers: Vec<PathBuf>,
+    services: Vec<usize>,
+    starts: usize,
+    day: u32,
+    traffic: Vec<usize>,
+    write: Option<PathBuf>,
+    check: Option<PathBuf>,
+}
 
 fn main() -> ExitCode {
     match carry_out(std::env::args().skip(1).collect()) {
@@ -29,35 +58,112 @@ fn main() -> ExitCode {
 }
 
 fn carry_out(words: Vec<String>) -> Result<(), String> {
-    if words.first().is_some_and(|word| word == arena::INSIDE) {
-        let folder = arena::prepare()?;
-        let job: Job = serde_json::from_str(&words[2]).map_err(|error| error.to_string())?;
-        return arena::tell(&measure::measure(&job, &folder)?);
+    if words.first().is_some_and(|word| word == INSIDE) {
+        return work_inside(&words[1..]);
     }
-    let binary = PathBuf::from(std::env::var("BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_kube-proxy").into()));
-    for services in words.iter().filter_map(|word| word.parse().ok()) {
-        let job = Job {
-            binary: binary.clone(),
-            services,
-            endpoints: 3,
-            starts: 3,
-            rates: vec![(1, 5), (10, 50), (100, 300)],
-            day: std::env::var("DAY").ok().and_then(|d| d.parse().ok()).unwrap_or(0),
-            floor: true,
-        };
-        let mut outcome: Outcome = arena::send_in("measure", &job)?;
-        for changes in &mut outcome.changes {
-            let l = std::mem::take(&mut changes.latencies);
-            println!(
-                "{services} rate {} median {:.2} p99 {:.2} max {:.2} overtaken {}",
-                changes.rate,
-                l[l.len() / 2],
-                l[l.len() * 99 / 100],
-                l[l.len() - 1],
-                changes.overtaken
-            );
+    if words.iter().any(|word| word == "--help") {
+        println!("{HELP}");
+        return Ok(());
+    }
+    let wishes = Wishes::read(&words)?;
+    if let Some(file) = &wishes.check {
+        return check::check(&wishes.binary, file);
+    }
+    let mut load = Vec::new();
+    let subjects = [&wishes.binary].into_iter().chain(&wishes.peers);
+    let mut subjects: Vec<Subject> = subjects.enumerate().map(|(index, binary)| subject(index, binary)).collect();
+    for &services in &wishes.services {
+        load.push(load_average());
+        for (index, subject) in subjects.iter_mut().enumerate() {
+            eprintln!("{} with {services} Services", subject.name);
+            let day = if services >= 1000 && subject.outcomes.iter().all(|(_, outcome)| outcome.day.is_none()) {
+                wishes.day
+            } else {
+                0
+            };
+            let job = measure::Job {
+                binary: subject.binary.clone(),
+                services,
+                endpoints: 3,
+                starts: wishes.starts,
+                rates: vec![(1, 10), (10, 100), (100, 500)],
+                day,
+                floor: index == 0,
+            };
+            subject.outcomes.push((services, send_in("measure", &job)?));
         }
-        println!("{outcome:#?}");
     }
-    Ok(())
+    for &services in &wishes.traffic {
+        for subject in &mut subjects {
+            eprintln!("{}: connections through {services} Services", subject.name);
+            let job = traffic::Job { binary: subject.binary.clone(), services };
+            subject.traffic.push((services, send_in("traffic", &job)?));
+        }
+    }
+    match &wishes.write {
+        Some(folder) => report::write(folder, &subjects, &load).map_err(|e| format!("{}: {e}", folder.display())),
+        None => {
+            println!("{}", report::page(&subjects, &load));
+            Ok(())
+        }
+    }
+}
+
+/// What [`send_in`] asked for.
+fn work_inside(words: &[String]) -> Result<(), String> {
+    let [kind, job] = words else { return Err("inside: a kind and a job are needed".into()) };
+    let folder = prepare()?;
+    let broken = |error: serde_json::Error| format!("{job}: {error}");
+    match kind.as_str() {
+        "measure" => tell(&measure::measure(&serde_json::from_str(job).map_err(broken)?, &folder)?),
+        "traffic" => tell(&traffic::measure(&serde_json::from_str(job).map_err(broken)?, &folder)?),
+        "counted" => tell(&check::counted(&serde_json::from_str(job).map_err(broken)?, &folder)?),
+        other => Err(format!("inside: {other} is not known")),
+    }
+}
+
+fn subject(index: usize, binary: &Path) -> Subject {
+    let name = if index == 0 { "this one".to_owned() } else { format!("peer {index}") };
+    Subject { name, binary: binary.to_owned(), outcomes: Vec::new(), traffic: Vec::new() }
+}
+
+fn load_average() -> f64 {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(f64::NAN)
+}
+
+// === impl Wishes ===
+
+impl Wishes {
+    fn read(words: &[String]) -> Result<Self, String> {
+        let mut wishes = Self {
+            binary: env!("CARGO_BIN_EXE_kube-proxy").into(),
+            peers: Vec::new(),
+            services: vec![20, 1000],
+            starts: 1,
+            day: 0,
+            traffic: Vec::new(),
+            write: None,
+            check: None,
+        };
+        // `cargo bench` adds a word of its own.
+        let mut words = words.iter().filter(|word| *word != "--bench");
+        while let Some(name) = words.next() {
+            let value = words.next().ok_or_else(|| format!("{name} needs a value\n{HELP}"))?;
+            let number = |text: &str| text.parse::<usize>().map_err(|error| format!("{name} {text}: {error}"));
+            let numbers = || value.split(',').map(number).collect::<Result<Vec<_>, _>>();
+            match name.as_str() {
+                "--binary" => wishes.binary = value.into(),
+                "--peer" => wishes.peers.push(value.into()),
+                "--services" => wishes.services = numbers()?,
+                "--starts" => wishes.starts = number(value)?.max(1),
+                "--day" => wishes.day = number(value)? as u32,
+                "--traffic" => wishes.traffic = numbers()?,
+                "--write" => wishes.write = Some(value.into()),
+                "--check" => wishes.check = Some(value.into()),
+                _ => return Err(format!("{name} is not known\n{HELP}")),
+            }
+        }
+        Ok(wishes)
+    }
 }

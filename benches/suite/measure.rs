@@ -180,7 +180,7 @@ fn rest(job: &Job, server: &ApiServer, proxy: &mut Proxy, outcome: &mut Outcome)
     outcome.idle_cpu = proxy.cost()?.cpu - before;
     let mut mark = 0;
     for &(rate, count) in &job.rates {
-        outcome.changes.push(churn(server, proxy, job, rate, count, &mut mark)?);
+        outcome.changes.push(churn(server, proxy, job.services, rate, count, &mut mark)?);
     }
     outcome.memory_after = memory(proxy)?;
     if job.day > 0 {
@@ -190,14 +190,20 @@ fn rest(job: &Job, server: &ApiServer, proxy: &mut Proxy, outcome: &mut Outcome)
 }
 
 /// A ruleset that came about.
-struct Started {
-    took: Duration,
-    cpu: u64,
-    objects: Objects,
+pub struct Started {
+    /// From the start of the process.
+    pub took: Duration,
+    /// CPU time up to then, nanoseconds.
+    pub cpu: u64,
+    /// What is there.
+    pub objects: Objects,
 }
 
 /// Waits until every Service's address is in the kernel and the ruleset is calm.
-fn await_ruleset(proxy: &mut Proxy, services: usize) -> io::Result<Started> {
+///
+/// # Errors
+/// When that does not come about, or the proxy ends.
+pub fn await_ruleset(proxy: &mut Proxy, services: usize) -> io::Result<Started> {
     let began = Instant::now();
     let mut socket = kernel::open()?;
     let first = kernel::generation(&mut socket)?;
@@ -223,7 +229,17 @@ fn await_ruleset(proxy: &mut Proxy, services: usize) -> io::Result<Started> {
 }
 
 /// Replaces endpoints at a rate, and waits until the last one is in the kernel.
-fn churn(server: &ApiServer, proxy: &Proxy, job: &Job, rate: u32, count: u32, mark: &mut u32) -> io::Result<Changes> {
+///
+/// # Errors
+/// When that takes too long, or the proxy ends.
+pub fn churn(
+    server: &ApiServer,
+    proxy: &Proxy,
+    services: usize,
+    rate: u32,
+    count: u32,
+    mark: &mut u32,
+) -> io::Result<Changes> {
     let watcher = Watcher::start()?;
     let pause = Duration::from_secs(1) / rate;
     let first = *mark;
@@ -235,7 +251,7 @@ fn churn(server: &ApiServer, proxy: &Proxy, job: &Job, rate: u32, count: u32, ma
     while latencies.len() < count as usize {
         if sent < count && due <= Instant::now() {
             // A prime far from any size: all Services get their turn, neighbours far apart.
-            let service = (*mark as usize).wrapping_mul(7919) % job.services;
+            let service = (*mark as usize).wrapping_mul(7919) % services;
             server.change(service, *mark, |cluster| cluster.replace(service, *mark));
             (*mark, sent, due) = (*mark + 1, sent + 1, due + pause);
         }

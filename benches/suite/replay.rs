@@ -80,11 +80,6 @@ impl Recording {
         }
     }
 
-    /// Bytes that are sent.
-    pub fn bytes(&self) -> usize {
-        self.batch.len()
-    }
-
     /// Removes the tables.
     ///
     /// # Errors

@@ -1,12 +1,14 @@
 //! What the kernel holds already: read once at a start, so that only differences are written.
 
-use std::collections::{HashMap, HashSet};
+use std::borrow::Borrow;
+use std::collections::HashSet;
+use std::hash::{Hash, Hasher};
 use std::io;
 
 use super::class::{Class, Classes};
 use super::footprint::{entrances, number_of};
-use super::layout::{Set, TABLE, base_chains, inner_chains, sets, table_family};
-use super::record::{Footprint, Records, Shapes, read_number, set_of};
+use super::layout::{LOCAL_OFFSET, Set, TABLE, base_chains, inner_chains, sets, table_family};
+use super::record::{Footprint, Records, Shapes, read_number};
 use crate::kernel::nftables::{Nftables, Value};
 use crate::plan::{NodeFacts, PortPlan};
 
@@ -23,16 +25,21 @@ pub enum Kernel {
 /// Elements of our table. What is still in here at the end is not wanted any more.
 #[derive(Default)]
 pub struct Held {
-    /// Set and key → the whole record.
-    records: HashMap<Box<[u8]>, Box<[u8]>>,
-    /// Number of a Service port → records keyed by it.
-    by_number: HashMap<u32, Vec<Box<[u8]>>>,
+    records: HashSet<Kept>,
     /// Numbers that were recalled.
     taken: HashSet<u32>,
+    /// The highest number of a Service port that occurs.
+    highest: u32,
     /// Classes and their indices.
     pub classes: Classes,
     /// Whether traffic is being served: all base chains are there.
     pub hooked: bool,
+}
+
+/// A record, known by what the kernel tells elements apart by: its first bytes.
+struct Kept {
+    record: Box<[u8]>,
+    identity: usize,
 }
 
 /// Reads what there is.
@@ -101,23 +108,19 @@ impl Held {
     }
 
     fn keep(&mut self, record: &[u8], shapes: &Shapes) {
-        if !set_of(record).is_counted()
-            && let Some(number) = number_of(record, shapes)
-        {
-            self.by_number.entry(number).or_default().push(record.into());
-        }
-        self.records.insert(shapes.identity(record).into(), record.into());
+        self.highest = self.highest.max(number_of(record, shapes).unwrap_or(0));
+        self.records.insert(Kept { record: record.into(), identity: shapes.identity(record).len() });
     }
 
     /// Number and slots of a Service port that an earlier process programmed.
     pub fn recall(&mut self, plan: &PortPlan, shapes: &Shapes) -> Option<(u32, Footprint)> {
         let number = self.number(&entrances(plan), shapes)?;
-        self.taken.insert(number).then(|| (number, self.slots(number)))
+        self.taken.insert(number).then(|| (number, self.slots(number, shapes)))
     }
 
     /// The highest number in use.
-    pub fn highest_number(&self, shapes: &Shapes) -> u32 {
-        self.records.values().filter_map(|record| number_of(record, shapes)).max().unwrap_or(0)
+    pub fn highest_number(&self) -> u32 {
+        self.highest
     }
 
     /// The number that the first of these entrances leads to.
@@ -125,29 +128,67 @@ impl Held {
         entrances
             .records(shapes)
             .filter_map(|record| self.records.get(shapes.identity(record)))
-            .filter_map(|record| number_of(record, shapes))
+            .filter_map(|kept| number_of(&kept.record, shapes))
             .find(|&number| number != 0)
     }
 
-    /// The records that are keyed by a number, for their slots.
-    fn slots(&mut self, number: u32) -> Footprint {
-        let mut records = Records::default();
-        for record in self.by_number.remove(&number).unwrap_or_default() {
-            records.push(set_of(&record), &[&record[1..]]);
+    /// The records that are keyed by a number, for their slots. Slots that are drawn from have no gaps.
+    fn slots(&self, number: u32, shapes: &Shapes) -> Footprint {
+        let mut slots = Records::default();
+        for (set, first) in
+            [(Set::Endpoints, 0), (Set::Endpoints, LOCAL_OFFSET), (Set::Draw, 0), (Set::Draw, LOCAL_OFFSET)]
+        {
+            let found = (first..).map_while(|slot| self.find(set, &[number, slot]));
+            for record in found {
+                slots.push_record(record);
+                if set == Set::Draw {
+                    let slot = read_number(shapes.data(record));
+                    let seats = [Set::Slots, Set::LocalSlots].map(|set| self.find(set, &[slot]));
+                    seats.into_iter().flatten().for_each(|record| slots.push_record(record));
+                }
+            }
         }
-        records.finish()
+        slots.finish()
+    }
+
+    /// The record with this key.
+    fn find(&self, set: Set, key: &[u32]) -> Option<&[u8]> {
+        let identity: Vec<u8> = [set as u8].into_iter().chain(key.iter().flat_map(|part| part.to_ne_bytes())).collect();
+        self.records.get(&identity[..]).map(|kept| &kept.record[..])
     }
 
     /// Takes note that a record is wanted; returns whether it must be added, and what must go before.
     pub fn want(&mut self, record: &[u8], shapes: &Shapes) -> (bool, Option<Box<[u8]>>) {
-        match self.records.remove(shapes.identity(record)) {
-            Some(held) if *held == *record => (false, None),
-            other => (true, other),
+        match self.records.take(shapes.identity(record)) {
+            Some(kept) if *kept.record == *record => (false, None),
+            other => (true, other.map(|kept| kept.record)),
         }
     }
 
     /// What nobody wanted.
     pub fn leftovers(self) -> impl Iterator<Item = Box<[u8]>> {
-        self.records.into_values()
+        self.records.into_iter().map(|kept| kept.record)
     }
 }
+
+// === impl Kept ===
+
+impl Borrow<[u8]> for Kept {
+    fn borrow(&self) -> &[u8] {
+        &self.record[..self.identity]
+    }
+}
+
+impl Hash for Kept {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Borrow::<[u8]>::borrow(self).hash(state);
+    }
+}
+
+impl PartialEq for Kept {
+    fn eq(&self, other: &Self) -> bool {
+        Borrow::<[u8]>::borrow(self) == Borrow::<[u8]>::borrow(other)
+    }
+}
+
+impl Eq for Kept {}

@@ -85,7 +85,7 @@ impl Table {
             batch.flush_chain(&class.chain());
             add_rules(&mut batch, &class.chain(), &class.rules(self.family));
         }
-        state.numbers.begin_after(held.highest_number(&self.shapes));
+        state.numbers.begin_after(held.highest_number());
         let mut report = Report::default();
         let mut changes = Changes::default();
         self.want(&mut held, of_node(&facts.service_cidrs, node_port_ips(facts)), &mut changes);

@@ -72,7 +72,8 @@ impl State {
         changes: &mut Changes,
         set_aside: &mut SetAside,
     ) {
-        let mut old = self.services.remove(&service.name).unwrap_or_default();
+        // Taken out of its place, not removed: a table that is removed from and added to for ever grows.
+        let mut old = self.services.get_mut(&service.name).map(std::mem::take).unwrap_or_default();
         let mut ports = Vec::with_capacity(service.ports.len());
         for plan in &service.ports {
             let known = old.iter().position(|port| port.is(plan)).map(|at| old.swap_remove(at));
@@ -95,7 +96,9 @@ impl State {
             self.shared.difference(&port.footprint, &Footprint::default(), shapes, changes);
             self.numbers.free.push_back(port.number);
         }
-        if !ports.is_empty() {
+        if ports.is_empty() {
+            self.services.remove(&service.name);
+        } else {
             self.services.insert(service.name.clone(), ports);
         }
     }

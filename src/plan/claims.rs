@@ -50,14 +50,17 @@ impl Claims {
     /// Removes from a plan what other Services own, and gives up what it wants no more.
     pub fn settle(&mut self, plan: &mut ServicePlan) -> Settled {
         let mut settled = Settled::default();
-        let before = self.held.remove(&plan.name).unwrap_or_default();
+        // Taken out of its place, not removed: a table that is removed from and added to for ever grows.
+        let before = self.held.get_mut(&plan.name).map(std::mem::take).unwrap_or_default();
         let mut holds = Vec::new();
         plan.ports.retain_mut(|port| self.settle_port(port, &mut holds, &mut settled));
         for claim in before.into_iter().filter(|claim| !holds.contains(claim)) {
             self.owners.remove(&claim);
             settled.freed.extend(self.waiting.remove(&claim).unwrap_or_default());
         }
-        if !holds.is_empty() {
+        if holds.is_empty() {
+            self.held.remove(&plan.name);
+        } else {
             holds.shrink_to_fit();
             self.held.insert(plan.name.clone(), holds);
         }

@@ -1,6 +1,5 @@
 //! Which endpoints of a Service port get traffic: readiness, termination, topology, locality (contract 5).
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 
 use crate::model::{self, EndpointSlice, Family, Protocol};
@@ -50,20 +49,21 @@ pub fn candidates<'a>(
     port_name: &str,
     protocol: Protocol,
 ) -> Vec<Candidate<'a>> {
-    let mut all: HashMap<(IpAddr, u16), Candidate<'a>> = HashMap::new();
+    let mut all = Vec::new();
     for slice in slices.filter(|slice| slice.family == family) {
         for port in slice.ports.iter().filter(|port| *port.name == *port_name && port.protocol == protocol) {
-            for endpoint in &slice.endpoints {
-                let candidate = Candidate { endpoint, port: port.port };
-                let known = all.entry((endpoint.address, port.port)).or_insert(candidate);
-                if !endpoint.terminating {
-                    *known = candidate;
-                }
-            }
+            all.extend(slice.endpoints.iter().map(|endpoint| Candidate { endpoint, port: port.port }));
         }
     }
-    let mut all: Vec<_> = all.into_values().collect();
-    all.sort_unstable_by_key(|candidate| (candidate.endpoint.address, candidate.port));
+    // Stable: of several that say the same address, the last one that is not about to go counts, else the first.
+    all.sort_by_key(Candidate::socket);
+    all.dedup_by(|later, kept| {
+        let same = later.socket() == kept.socket();
+        if same && !later.endpoint.terminating {
+            *kept = *later;
+        }
+        same
+    });
     all
 }
 
@@ -109,6 +109,14 @@ fn is_available(endpoint: &model::Endpoint, topology: Topology, zone: Option<&st
         Topology::Everywhere => true,
         Topology::SameNode => endpoint.hinted_node == Some(true),
         Topology::SameZone => zone.is_some_and(|zone| endpoint.hinted_zones.iter().any(|hint| **hint == *zone)),
+    }
+}
+
+// === impl Candidate ===
+
+impl Candidate<'_> {
+    fn socket(&self) -> (IpAddr, u16) {
+        (self.endpoint.address, self.port)
     }
 }
 

@@ -11,6 +11,7 @@ mod lines;
 mod manifests;
 mod notice;
 mod refusal;
+mod requests;
 mod tls;
 mod trouble;
 mod watch;

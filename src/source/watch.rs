@@ -5,7 +5,6 @@
 //! again, between `ListStart` and `ListEnd`, and whoever keeps the objects drops those that it does not name.
 //! Must never give up, and never tell of a loss that the server did not tell.
 
-use std::fmt::Write;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +14,7 @@ use super::decode::{BadObject, Decoder, Line};
 use super::http::{Client, Stream};
 use super::lines::Lines;
 use super::refusal::{Error, Refusal};
+use super::requests::Objects;
 use super::trouble::{Backoff, Troubles};
 use crate::model::{Event, Kind};
 
@@ -25,8 +25,7 @@ const SHORTEST: Duration = Duration::from_secs(1);
 pub struct Watch {
     client: Rc<Client>,
     kind: Kind,
-    /// Path and selectors (contract 4).
-    resource: String,
+    objects: Objects,
     decoder: Decoder,
     events: Sender<Event>,
     troubles: Rc<Troubles>,
@@ -53,9 +52,9 @@ impl Watch {
     /// A watch that has not begun.
     pub fn new(client: Rc<Client>, kind: Kind, node_name: &str, events: Sender<Event>, troubles: Rc<Troubles>) -> Self {
         let backoff = Backoff::new(client.limits().retry);
-        let resource = resource(kind, node_name);
+        let objects = Objects::new(kind, node_name);
         let decoder = Decoder::new(node_name);
-        Self { client, kind, resource, decoder, events, troubles, backoff, version: String::new(), expired: false }
+        Self { client, kind, objects, decoder, events, troubles, backoff, version: String::new(), expired: false }
     }
 
     /// Follows until nobody receives the events any more.
@@ -115,15 +114,11 @@ impl Watch {
     async fn open(&self, initial: bool) -> Result<(Stream, Duration), Error> {
         let limits = self.client.limits();
         let lasts = limits.watch.mul_f64(1.0 + fastrand::f64());
-        let mut path = self.resource.clone();
-        // Writing to a String cannot fail.
-        let _ = write!(path, "watch=true&allowWatchBookmarks=true&timeoutSeconds={}", lasts.as_secs().max(1));
-        if initial {
-            path.push_str("&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&resourceVersion=");
-        } else {
-            path.push_str("&resourceVersion=");
-            path.push_str(&encode(&self.version));
-        }
+        let seconds = u32::try_from(lasts.as_secs()).unwrap_or(u32::MAX).max(1);
+        let path = match initial {
+            true => self.objects.streaming_list(seconds),
+            false => self.objects.watch(&self.version, seconds),
+        };
         let stream = self.client.stream(&path).await?;
         Ok((stream, lasts + limits.grace))
     }
@@ -181,11 +176,7 @@ impl Watch {
         let mut session = client.session();
         let mut next = String::new();
         loop {
-            let mut path = format!("{}limit={}", self.resource, self.client.limits().page);
-            if !next.is_empty() {
-                path.push_str("&continue=");
-                path.push_str(&encode(&next));
-            }
+            let path = self.objects.page(self.client.limits().page, &next);
             let body = session.get(&path).await.map_err(End::Failed)?;
             let page = self.decoder.page(self.kind, &body).map_err(|error| {
                 let (server, kind) = (self.client.server(), self.kind);
@@ -230,69 +221,5 @@ impl Watch {
 
     fn complain(&self, bad: &BadObject) {
         log::error!("{:?} {bad}", self.kind);
-    }
-}
-
-/// Path and selectors of what is watched, ready for further parameters (contract 4).
-fn resource(kind: Kind, node_name: &str) -> String {
-    let (path, selectors) = match kind {
-        Kind::Service => (
-            "/api/v1/services",
-            vec![
-                ("labelSelector", "!service.kubernetes.io/service-proxy-name".to_owned()),
-                ("fieldSelector", "spec.clusterIP!=None".to_owned()),
-            ],
-        ),
-        Kind::EndpointSlice => (
-            "/apis/discovery.k8s.io/v1/endpointslices",
-            vec![("labelSelector", "!service.kubernetes.io/headless".to_owned())],
-        ),
-        Kind::Node => ("/api/v1/nodes", vec![("fieldSelector", format!("metadata.name={node_name}"))]),
-        Kind::ServiceCidr => ("/apis/networking.k8s.io/v1/servicecidrs", vec![]),
-    };
-    let mut resource = format!("{path}?");
-    for (name, value) in selectors {
-        // Writing to a String cannot fail.
-        let _ = write!(resource, "{name}={}&", encode(&value));
-    }
-    resource
-}
-
-/// Percent-encodes what is not unreserved in a URL (RFC 3986).
-fn encode(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => encoded.push(char::from(byte)),
-            // Writing to a String cannot fail.
-            _ => drop(write!(encoded, "%{byte:02X}")),
-        }
-    }
-    encoded
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn selectors_are_those_of_the_contract() {
-        assert_eq!(
-            resource(Kind::Service, "us"),
-            "/api/v1/services?labelSelector=%21service.kubernetes.io%2Fservice-proxy-name&\
-             fieldSelector=spec.clusterIP%21%3DNone&"
-        );
-        assert_eq!(
-            resource(Kind::EndpointSlice, "us"),
-            "/apis/discovery.k8s.io/v1/endpointslices?labelSelector=%21service.kubernetes.io%2Fheadless&"
-        );
-        assert_eq!(resource(Kind::Node, "us.lan"), "/api/v1/nodes?fieldSelector=metadata.name%3Dus.lan&");
-        assert_eq!(resource(Kind::ServiceCidr, "us"), "/apis/networking.k8s.io/v1/servicecidrs?");
-    }
-
-    #[test]
-    fn parameters_survive_a_url() {
-        assert_eq!(encode("a-Z_0.9~"), "a-Z_0.9~");
-        assert_eq!(encode("a b&c=d/é"), "a%20b%26c%3Dd%2F%C3%A9");
     }
 }

@@ -1,0 +1,133 @@
+//! The short form for CI: only what does not depend on the clock, against the values that are written down.
+//!
+//! Fails on what got worse beyond its tolerance, and says what got so much better that the file should follow.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde::{Deserialize, Serialize};
+
+use crate::apiserver::ApiServer;
+use crate::arena::send_in;
+use crate::cluster::Cluster;
+use crate::measure::{Job, Outcome, await_ruleset, churn};
+use crate::proxy::{Proxy, write_config};
+
+/// Services of the small and of the large cluster.
+const SIZES: (usize, usize) = (20, 1000);
+/// Changes of the two runs whose difference is counted.
+const EVENTS: (u32, u32) = (50, 250);
+
+/// A run under valgrind's DHAT, which counts allocations and instructions.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Counted {
+    /// The proxy.
+    pub binary: PathBuf,
+    /// How many changes it gets.
+    pub changes: u32,
+}
+
+/// Compares what a binary costs now with the file's lines of `name value tolerance-in-percent`.
+///
+/// # Errors
+/// One line with all that got worse.
+pub fn check(binary: &Path, file: &Path) -> Result<(), String> {
+    let text = fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
+    let found = values(binary)?;
+    let mut worse = Vec::new();
+    for line in text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [name, expected, tolerance] = words[..] else { return Err(format!("{}: {line:?}", file.display())) };
+        let number = |word: &str| word.parse::<f64>().map_err(|error| format!("{}: {word}: {error}", file.display()));
+        let (expected, tolerance) = (number(expected)?, number(tolerance)? / 100.0);
+        let Some(&value) = found.get(name) else {
+            println!("{name}: not counted here, skipped");
+            continue;
+        };
+        let verdict = match value {
+            value if value > expected * (1.0 + tolerance) => "WORSE",
+            value if value < expected * (1.0 - tolerance) => "better: write the new value down",
+            _ => "as expected",
+        };
+        println!("{name}: {value:.1}, expected {expected} ± {:.0} %: {verdict}", tolerance * 100.0);
+        if verdict == "WORSE" {
+            worse.push(name.to_owned());
+        }
+    }
+    if worse.is_empty() { Ok(()) } else { Err(format!("got worse: {}", worse.join(", "))) }
+}
+
+fn values(binary: &Path) -> Result<BTreeMap<&'static str, f64>, String> {
+    let job = |services| Job {
+        binary: binary.to_owned(),
+        services,
+        endpoints: 3,
+        starts: 1,
+        rates: vec![(20, 40)],
+        day: 0,
+        floor: false,
+    };
+    let small: Outcome = send_in("measure", &job(SIZES.0))?;
+    let large: Outcome = send_in("measure", &job(SIZES.1))?;
+    let more = (SIZES.1 - SIZES.0) as f64;
+    let size = fs::metadata(binary).map_err(|error| format!("{}: {error}", binary.display()))?.len();
+    let change = &large.changes[0];
+    let mut values = BTreeMap::from([
+        ("binary-bytes", size as f64),
+        ("chains", large.objects.chains as f64),
+        ("sets", large.objects.sets as f64),
+        ("chains-more-with-1000-services", large.objects.chains as f64 - small.objects.chains as f64),
+        ("elements-per-service", (large.objects.elements as f64 - small.objects.elements as f64) / more),
+        ("messages-per-change", change.messages as f64),
+        ("bytes-per-change", change.bytes as f64),
+        ("resident-kib-20-services", small.memory.rss as f64),
+        ("heap-bytes-per-service", (large.memory.anonymous as f64 - small.memory.anonymous as f64) * 1024.0 / more),
+    ]);
+    match counts(binary) {
+        Ok((allocations, instructions)) => {
+            values.insert("allocations-per-change", allocations);
+            values.insert("instructions-per-change", instructions);
+        }
+        Err(reason) => println!("allocations and instructions are not counted: {reason}"),
+    }
+    Ok(values)
+}
+
+/// Allocations and instructions per change: what a run with more changes takes more.
+fn counts(binary: &Path) -> Result<(f64, f64), String> {
+    if Command::new("valgrind").arg("--version").output().is_err() {
+        return Err("valgrind is not installed".into());
+    }
+    let run = |changes| send_in::<_, (f64, f64)>("counted", &Counted { binary: binary.to_owned(), changes });
+    let (few, many) = (run(EVENTS.0)?, run(EVENTS.1)?);
+    let more = f64::from(EVENTS.1 - EVENTS.0);
+    Ok(((many.0 - few.0) / more, (many.1 - few.1) / more))
+}
+
+/// One run under DHAT: all allocations, all instructions.
+///
+/// # Errors
+/// One line that says what did not work.
+pub fn counted(job: &Counted, folder: &Path) -> Result<(f64, f64), String> {
+    const SERVICES: usize = 100;
+    let server = ApiServer::start(Cluster::new(SERVICES, 3)).map_err(|error| error.to_string())?;
+    let config = write_config(folder, &server).map_err(|error| error.to_string())?;
+    let (log, profile) = (folder.join("log"), folder.join("dhat.json"));
+    let wrapper = ["valgrind".to_owned(), "--tool=dhat".to_owned(), format!("--dhat-out-file={}", profile.display())];
+    let mut proxy = Proxy::start(&wrapper, &job.binary, &config, &log).map_err(|error| error.to_string())?;
+    await_ruleset(&mut proxy, SERVICES).map_err(|error| format!("under valgrind: {error}"))?;
+    // Slow enough that each is an event, a plan and a transaction of its own.
+    let changes = churn(&server, &proxy, SERVICES, 25, job.changes, &mut 0).map_err(|error| error.to_string())?;
+    if changes.overtaken > 0 {
+        return Err(format!("{} changes were overtaken by others", changes.overtaken));
+    }
+    proxy.stop();
+    let text = fs::read_to_string(&profile).map_err(|error| format!("{}: {error}", profile.display()))?;
+    let profile: serde_json::Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+    let points = profile["pps"].as_array().ok_or("DHAT names no allocations")?;
+    let blocks: u64 = points.iter().filter_map(|point| point["tbk"].as_u64()).sum();
+    let instructions = profile["te"].as_u64().ok_or("DHAT counts no instructions")?;
+    Ok((blocks as f64, instructions as f64))
+}
