@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::apiserver::ApiServer;
 use crate::arena::send_in;
 use crate::cluster::Cluster;
-use crate::measure::{Job, Outcome, await_ruleset, churn};
+use crate::kernel::{Sight, Watcher};
+use crate::measure::{Job, Outcome, PATIENCE, await_ruleset};
 use crate::proxy::{Proxy, write_config};
 
 /// Services of the small and of the large cluster.
@@ -118,10 +119,13 @@ pub fn counted(job: &Counted, folder: &Path) -> Result<(f64, f64), String> {
     let wrapper = ["valgrind".to_owned(), "--tool=dhat".to_owned(), format!("--dhat-out-file={}", profile.display())];
     let mut proxy = Proxy::start(&wrapper, &job.binary, &config, &log).map_err(|error| error.to_string())?;
     await_ruleset(&mut proxy, SERVICES).map_err(|error| format!("under valgrind: {error}"))?;
-    // Slow enough that each is an event, a plan and a transaction of its own.
-    let changes = churn(&server, &proxy, SERVICES, 25, job.changes, &mut 0).map_err(|error| error.to_string())?;
-    if changes.overtaken > 0 {
-        return Err(format!("{} changes were overtaken by others", changes.overtaken));
+    // One after another: each is an event, a plan and a transaction of its own, however busy the machine is.
+    let watcher = Watcher::start().map_err(|error| error.to_string())?;
+    for mark in 0..job.changes {
+        let service = mark as usize % SERVICES;
+        server.change(service, mark, |cluster| cluster.replace(service, mark));
+        while !matches!(watcher.next(PATIENCE).ok_or("a change never arrived")?, Sight::Mark(seen, _) if seen == mark) {
+        }
     }
     proxy.stop();
     let text = fs::read_to_string(&profile).map_err(|error| format!("{}: {error}", profile.display()))?;

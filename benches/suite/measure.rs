@@ -23,7 +23,7 @@ const CALM: Duration = Duration::from_millis(1200);
 /// A change that did not arrive so long after the last one was overtaken by it.
 const SETTLED: Duration = Duration::from_secs(5);
 /// Nobody may take longer to start, or to carry out a change.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What is to be measured.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -229,10 +229,7 @@ pub fn await_ruleset(proxy: &mut Proxy, services: usize) -> io::Result<Started> 
 }
 
 /// Replaces endpoints at a rate, and waits until the last one is in the kernel.
-///
-/// # Errors
-/// When that takes too long, or the proxy ends.
-pub fn churn(
+fn churn(
     server: &ApiServer,
     proxy: &Proxy,
     services: usize,

@@ -172,6 +172,9 @@ fn memory(page: &mut String, subjects: &[Subject]) {
 }
 
 fn days(page: &mut String, subjects: &[Subject]) {
+    if subjects.iter().flat_map(|subject| &subject.outcomes).all(|(_, outcome)| outcome.day.is_none()) {
+        return;
+    }
     page.push_str(
         "\n## A day in minutes\n\nServices gain and lose endpoints, as fast as the proxy takes it. Memory and kernel \
          objects must not grow between the first tenth and the end.\n\n\
@@ -200,6 +203,9 @@ fn days(page: &mut String, subjects: &[Subject]) {
 }
 
 fn data_path(page: &mut String, subjects: &[Subject]) {
+    if subjects.iter().all(|subject| subject.traffic.is_empty()) {
+        return;
+    }
     page.push_str(
         "\n## Data path\n\nOne client, one connection after another, through a Service chosen anew each time: from SYN \
          to SYN/ACK. It must not depend on the number of Services.\n\n\
