@@ -78,6 +78,10 @@ struct Agent {
 impl Agent {
     /// Turns until told to stop.
     async fn run(mut self) -> Stop {
+        // What came in before the loop turned is part of the first sync, not news after it.
+        if let Some(stop) = self.look_at_changes() {
+            return stop;
+        }
         loop {
             if self.store.is_complete() && self.is_due(Instant::now()) {
                 self.sync();
