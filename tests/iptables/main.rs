@@ -17,7 +17,7 @@ use kube_proxy::plan::{NodeFacts, NodePortAddresses, ServicePlan};
 
 use network::Answer;
 use plans::{Plan, facts};
-use support::netns::{isolated, run, succeeds};
+use support::netns::{is_root_of_the_machine, isolated, run, succeeds};
 
 const OPTIONS: Options = Options { localhost_node_ports: true, tcp_be_liberal: false };
 
@@ -50,7 +50,7 @@ fn use_variant(variant: &str) {
     let tools = "for t in iptables ip6tables; do for s in '' -save -restore; do ln -s $(command -v $t-VARIANT$s) /run/$t$s; done; done";
     run(&tools.replace("VARIANT", variant));
     run(&format!(
-        "mkdir /run/first && cp -a {first}/. /run/first/ && mv -f /run/iptables* /run/ip6tables* /run/first/"
+        "mkdir /run/first && cp -RP {first}/. /run/first/ && mv -f /run/iptables* /run/ip6tables* /run/first/"
     ));
     run(&format!("mount --bind /run/first {first}"));
     let word = if variant == "nft" { "nf_tables" } else { variant };
@@ -322,6 +322,10 @@ in_both_variants! {
     /// A load of many slices, with a Service in the middle that is refused. Where a table is replaced as a whole, the
     /// endpoints of other nodes have no chain of their own.
     fn a_large_load_is_complete() {
+        if !is_root_of_the_machine() {
+            println!("skipped: iptables-nft sends more than a user namespace lets it");
+            return;
+        }
         let facts = facts(Family::V4);
         let mut plans: Vec<_> = (1..=400).map(|n| Plan::new(Family::V4, n).endpoints(&[2, 12]).build()).collect();
         plans[200].ports[0].cluster[0].address = "fd00::1".parse().unwrap();

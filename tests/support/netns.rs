@@ -41,6 +41,11 @@ pub fn run(line: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// Whether we are root of the machine and not only of a user namespace, where the kernel keeps netlink messages short.
+pub fn is_root_of_the_machine() -> bool {
+    std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| map.contains("4294967295"))
+}
+
 /// Whether a shell command line succeeds.
 pub fn succeeds(line: &str) -> bool {
     Command::new("sh")
