@@ -75,16 +75,25 @@ fn conditions(page: &mut String, subjects: &[Subject], load: &[f64]) {
         "{processors} × {}, Linux {}. Load average of the last minute at the beginning of each size: {}: \
          with more than {processors}, wall-clock times say as much about the machine as about the proxy.\n\n\
          The API server, the proxy and whoever looks on share this machine and loopback. `minSyncPeriod` is 1ms (the \
-         default is 1s), so that it is the work that is measured and not the waiting. Medians of all attempts.\n",
+         default is 1s), so that it is the work that is measured and not the waiting. Nice level of all of them: {}. \
+         Medians of all attempts.\n",
         model.trim_start_matches(['\t', ':', ' ']),
         kernel.trim(),
-        loads.join(", ")
+        loads.join(", "),
+        nice()
     );
     for Subject { name, binary, .. } in subjects {
         let version = Command::new(binary).arg("--version").output().map(|output| output.stdout).unwrap_or_default();
         let bytes = fs::metadata(binary).map(|file| file.len()).unwrap_or(0);
         let _ = writeln!(page, "- {name}: {}, {bytes} bytes", String::from_utf8_lossy(&version).trim());
     }
+}
+
+/// The nice level that we, and what we start, run at (proc(5), `stat`).
+fn nice() -> String {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    after_name.split(' ').nth(16).unwrap_or("unknown").to_owned()
 }
 
 fn starts(page: &mut String, subjects: &[Subject]) {
