@@ -1,5 +1,6 @@
 //! The program: arguments to outcome to exit code, and nothing else.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use kube_proxy::agent;
@@ -34,6 +35,11 @@ fn main() -> ExitCode {
     }
 }
 
+/// Prints what was asked for. A reader who has seen enough and went away is no error.
+fn print(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
 fn carry_out(command: Command) -> Result<ExitCode, String> {
     match command {
         Command::Run(options) => {
@@ -42,7 +48,7 @@ fn carry_out(command: Command) -> Result<ExitCode, String> {
             agent::run(&options, loaded)?;
         }
         Command::InitOnly(options) => agent::init_only(&options, &load(&options)?)?,
-        Command::DryRun(options) => println!("{}", agent::dry_run(&options, &load(&options)?)?),
+        Command::DryRun(options) => print(&agent::dry_run(&options, &load(&options)?)?),
         Command::Cleanup(options) => {
             load(&options)?;
             agent::cleanup()?;
