@@ -1,7 +1,7 @@
 //! Requests to the API server: plain ones, a series of them over one connection, and streams with a connection each.
 //!
-//! Knows status codes and time limits, nothing of what is asked or answered. Compression is not asked for: API servers
-//! never compress watches, and what is big comes by watch.
+//! Knows status codes and time limits, nothing of what is asked or answered. Compression is not asked for: what is
+//! big comes by watch, and is read as it comes.
 
 use std::fmt;
 use std::rc::Rc;
