@@ -21,6 +21,7 @@ const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
+const IFA_CACHEINFO: u16 = 6;
 
 /// Bytes of `struct ifinfomsg`.
 const LINK_HEADER: usize = 16;
@@ -168,6 +169,12 @@ fn encode_address(b: &mut Buffer, kind: u16, flags: u16, sequence: u32, index: u
             b.attr(IFA_LOCAL, &v4.octets());
             b.attr(IFA_ADDRESS, &v4.octets());
         }
-        IpAddr::V6(v6) => b.attr(IFA_ADDRESS, &v6.octets()),
+        IpAddr::V6(v6) => {
+            b.attr(IFA_ADDRESS, &v6.octets());
+            // Deprecated from the start: the host must not choose such an address as its own when it sends or
+            // masquerades (RFC 6724, rule 3). Words of `ifa_cacheinfo`: preferred, valid, and two that are read only.
+            let lifetimes = [0, u32::MAX, 0, 0].map(u32::to_ne_bytes);
+            b.attr(IFA_CACHEINFO, &lifetimes.concat());
+        }
     }
 }
