@@ -125,8 +125,8 @@ fn filled() -> Metrics {
         host: "[fd00::1]:6443",
         code: "200",
         took: Duration::from_millis(30),
-        sent: 300,
-        received: 2_000_000,
+        sent: Some(300),
+        received: Some(2_000_000),
     });
     let port = PortName { service: ObjectName::new("ns", "a\"b\\c\nd"), port: "p".into(), protocol: Protocol::Tcp };
     metrics.set_traffic(Box::new(move |each| {

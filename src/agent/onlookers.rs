@@ -152,8 +152,8 @@ pub(super) fn count_requests(metrics: Rc<Metrics>) -> Observer {
             host: exchange.host,
             code: &code,
             took: exchange.duration,
-            sent: 0,
-            received: 0,
+            sent: None,
+            received: None,
         });
     })
 }

@@ -99,10 +99,10 @@ pub struct RestRequest<'a> {
     pub code: &'a str,
     /// Time until the answer began.
     pub took: Duration,
-    /// Bytes sent.
-    pub sent: u64,
-    /// Bytes received, for a watch when it ends.
-    pub received: u64,
+    /// Bytes sent; `None` where nobody counts them.
+    pub sent: Option<u64>,
+    /// Bytes received, for a watch when it ends; `None` where nobody counts them.
+    pub received: Option<u64>,
 }
 
 const fn doubling() -> [f64; 15] {
@@ -339,8 +339,12 @@ impl Metrics {
         let labels = &[request.verb, request.host];
         self.rest_requests.with(&[request.code, request.method, request.host]).add(1);
         self.rest_duration.with(labels).observe(request.took.as_secs_f64());
-        self.rest_request_size.with(labels).observe(request.sent as f64);
-        self.rest_response_size.with(labels).observe(request.received as f64);
+        // No size is better than a wrong one.
+        for (sizes, size) in [(&self.rest_request_size, request.sent), (&self.rest_response_size, request.received)] {
+            if let Some(size) = size {
+                sizes.with(labels).observe(size as f64);
+            }
+        }
     }
 
     /// Says where scrapes find the counters of Service ports.
