@@ -90,14 +90,22 @@ fn carry_out(words: Vec<String>) -> Result<(), String> {
                 day,
                 floor: index == 0,
             };
-            subject.outcomes.push((services, send_in("measure", &job)?));
+            match send_in("measure", &job) {
+                Ok(outcome) => subject.outcomes.push((services, outcome)),
+                Err(reason) if index > 0 => subject.fail(services, &reason),
+                Err(reason) => return Err(reason),
+            }
         }
     }
     for &services in &wishes.traffic {
-        for subject in &mut subjects {
+        for (index, subject) in subjects.iter_mut().enumerate() {
             eprintln!("{}: connections through {services} Services", subject.name);
             let job = traffic::Job { binary: subject.binary.clone(), services };
-            subject.traffic.push((services, send_in("traffic", &job)?));
+            match send_in("traffic", &job) {
+                Ok(outcome) => subject.traffic.push((services, outcome)),
+                Err(reason) if index > 0 => subject.fail(services, &reason),
+                Err(reason) => return Err(reason),
+            }
         }
     }
     match &wishes.write {
@@ -124,7 +132,7 @@ fn work_inside(words: &[String]) -> Result<(), String> {
 
 fn subject(index: usize, binary: &Path) -> Subject {
     let name = if index == 0 { "this one".to_owned() } else { format!("peer {index}") };
-    Subject { name, binary: binary.to_owned(), outcomes: Vec::new(), traffic: Vec::new() }
+    Subject { name, binary: binary.to_owned(), outcomes: Vec::new(), traffic: Vec::new(), failures: Vec::new() }
 }
 
 fn load_average() -> f64 {

@@ -21,6 +21,8 @@ pub struct Subject {
     pub outcomes: Vec<(usize, Outcome)>,
     /// By number of Services.
     pub traffic: Vec<(usize, traffic::Outcome)>,
+    /// Numbers of Services with which a peer could not be measured.
+    pub failures: Vec<usize>,
 }
 
 /// The middle one.
@@ -82,10 +84,13 @@ fn conditions(page: &mut String, subjects: &[Subject], load: &[f64]) {
         loads.join(", "),
         nice()
     );
-    for Subject { name, binary, .. } in subjects {
+    for Subject { name, binary, failures, .. } in subjects {
         let version = Command::new(binary).arg("--version").output().map(|output| output.stdout).unwrap_or_default();
         let bytes = fs::metadata(binary).map(|file| file.len()).unwrap_or(0);
         let _ = writeln!(page, "- {name}: {}, {bytes} bytes", String::from_utf8_lossy(&version).trim());
+        for services in failures {
+            let _ = writeln!(page, "  - with {services} Services it did not get through the measurement");
+        }
     }
 }
 
@@ -259,6 +264,18 @@ pub fn write(folder: &Path, subjects: &[Subject], load: &[f64]) -> std::io::Resu
     fs::create_dir_all(folder)?;
     fs::write(folder.join("README.md"), page(subjects, load))?;
     plots(subjects).into_iter().try_for_each(|(name, svg)| fs::write(folder.join(name), svg))
+}
+
+// === impl Subject ===
+
+impl Subject {
+    /// A peer may be too slow for a size, or not up to it: the others are measured all the same.
+    pub fn fail(&mut self, services: usize, reason: &str) {
+        eprintln!("{}: {reason}", self.name);
+        if !self.failures.contains(&services) {
+            self.failures.push(services);
+        }
+    }
 }
 
 // === impl Changes ===

@@ -2,10 +2,10 @@
 //!
 //! Decides between writing everything and writing changes; when is for the loop to say.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use crate::backend::{Backend, Error, Report};
-use crate::model::{Family, ObjectName, Store};
+use crate::model::{Family, NameSet, ObjectName, Store};
 use crate::plan::flows::Stale;
 use crate::plan::{Here, Ledger, NodeFacts, PortName, Tally};
 
@@ -19,7 +19,7 @@ pub struct Proxy {
     /// The kernel holds what was programmed last.
     loaded: bool,
     /// Services that changed since they were last programmed.
-    pending: HashSet<ObjectName>,
+    pending: NameSet,
     /// Removes what the modes before this one left, once ours is in.
     leftovers: Option<fn(Family) -> Result<(), Error>>,
     /// Service ports that could not be programmed, with the reason.
@@ -55,7 +55,7 @@ impl Proxy {
             facts,
             here,
             loaded: false,
-            pending: HashSet::new(),
+            pending: NameSet::default(),
             leftovers: Some(leftovers),
             set_aside: HashMap::new(),
         }
@@ -148,7 +148,7 @@ impl Proxy {
         let gone = std::mem::take(&mut self.pending).into_iter().filter(|name| store.service(name).is_none());
         self.ledger.plan(store, &self.here, gone);
         let (ledger, here) = (&mut self.ledger, &self.here);
-        let mut freed = HashSet::new();
+        let mut freed = NameSet::default();
         // In the order of names, so that clashes end the same way after every start.
         let mut names: Vec<&ObjectName> = store.services().collect();
         names.sort_unstable();
@@ -176,7 +176,7 @@ impl Proxy {
         }
         let plans = self.ledger.plan(store, &self.here, std::mem::take(&mut self.pending));
         let report = self.backend.update(&plans)?;
-        let changed: HashSet<&ObjectName> = plans.iter().map(|plan| &plan.name).collect();
+        let changed: NameSet = plans.iter().map(|plan| plan.name.clone()).collect();
         self.set_aside.retain(|port, _| !changed.contains(&port.service));
         Ok(self.note(report))
     }

@@ -2,19 +2,20 @@
 //!
 //! Slices are kept by Service, so that planning one Service looks at its own slices only.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hash};
 
 use ipnet::IpNet;
 
-use super::{EndpointSlice, Event, Kind, Node, ObjectName, Service};
+use super::{EndpointSlice, Event, Kind, NameMap, NameSet, Node, ObjectName, Service};
 
 /// The objects, as the source told of them.
 #[derive(Default)]
 pub struct Store {
-    services: HashMap<ObjectName, Kept<Service>>,
-    slices: HashMap<ObjectName, Vec<NamedSlice>>,
+    services: NameMap<Kept<Service>>,
+    slices: NameMap<Vec<NamedSlice>>,
     /// Slice → its Service.
-    owners: HashMap<ObjectName, ObjectName>,
+    owners: NameMap<ObjectName>,
     node: Option<Node>,
     service_cidrs: HashMap<Box<str>, Kept<Vec<IpNet>>>,
     rounds: [Round; 4],
@@ -25,7 +26,7 @@ pub struct Store {
 #[derive(Debug, Default)]
 pub struct Dirty {
     /// Services that changed themselves or whose endpoints did.
-    pub services: HashSet<ObjectName>,
+    pub services: NameSet,
     /// This node's object changed.
     pub node: bool,
     /// The ServiceCIDRs changed.
@@ -231,7 +232,7 @@ impl Store {
     }
 }
 
-fn stale<K: Clone + Eq + std::hash::Hash, T>(objects: &HashMap<K, Kept<T>>, round: u32) -> Vec<K> {
+fn stale<K: Clone + Eq + Hash, T, S: BuildHasher>(objects: &HashMap<K, Kept<T>, S>, round: u32) -> Vec<K> {
     objects.iter().filter(|(_, kept)| kept.round != round).map(|(name, _)| name.clone()).collect()
 }
 

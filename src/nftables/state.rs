@@ -7,13 +7,13 @@ use super::class::Classes;
 use super::footprint::lay_out;
 use super::layout::NUMBER_MASK;
 use super::record::{Footprint, Records, Shapes, set_of};
-use crate::model::{ObjectName, Protocol};
+use crate::model::{NameMap, ObjectName, Protocol};
 use crate::plan::{PortName, PortPlan, ServicePlan};
 
 /// What was programmed.
 #[derive(Default)]
 pub struct State {
-    services: HashMap<ObjectName, Vec<Port>>,
+    services: NameMap<Vec<Port>>,
     /// Ways to choose an endpoint.
     pub classes: Classes,
     /// Numbers of the Service ports.

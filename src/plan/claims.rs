@@ -3,20 +3,20 @@
 //! The first to ask gets it. The other is served on what is left, which is said once, and gets the address when it
 //! becomes free. Upstream lets the later one win or both mix; a cluster's API server normally prevents the clash.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 
 use super::{PortPlan, ServicePlan};
-use crate::model::{ObjectName, Protocol};
+use crate::model::{NameMap, NameSet, ObjectName, Protocol};
 
 /// Owners of virtual addresses, for one family.
 #[derive(Default)]
 pub struct Claims {
     owners: HashMap<Claim, ObjectName>,
-    held: HashMap<ObjectName, Vec<Claim>>,
+    held: NameMap<Vec<Claim>>,
     /// Who would like to have what somebody else owns.
-    waiting: HashMap<Claim, HashSet<ObjectName>>,
+    waiting: HashMap<Claim, NameSet>,
 }
 
 /// A virtual address: `None` is a NodePort on whatever addresses the node has.
@@ -41,7 +41,7 @@ pub struct Settled {
     /// Addresses that it cannot have.
     pub clashes: Vec<Clash>,
     /// Services that waited for what it gave up: they have to be planned again.
-    pub freed: HashSet<ObjectName>,
+    pub freed: NameSet,
 }
 
 // === impl Claims ===

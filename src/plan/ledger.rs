@@ -3,23 +3,23 @@
 //!
 //! Keeps a few bytes per Service, never its plan (UDP ports excepted: their flows are compared).
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 
 use super::claims::{Claims, Clash};
 use super::flows::Stale;
 use super::{Here, PortPlan, Route, ServicePlan, plan};
-use crate::model::{Family, ObjectName, Protocol, Store};
+use crate::model::{Family, NameMap, NameSet, ObjectName, Protocol, Store};
 
 /// The books of one family.
 pub struct Ledger {
     family: Family,
     claims: Claims,
-    tallies: HashMap<ObjectName, Tally>,
+    tallies: NameMap<Tally>,
     total: Tally,
-    udp: HashMap<ObjectName, Vec<PortPlan>>,
-    health_checks: HashMap<ObjectName, (u16, usize)>,
-    changed_health_checks: HashMap<ObjectName, Option<(u16, usize)>>,
+    udp: NameMap<Vec<PortPlan>>,
+    health_checks: NameMap<(u16, usize)>,
+    changed_health_checks: NameMap<Option<(u16, usize)>>,
     stale: Stale,
     clashes: Vec<Clash>,
 }
@@ -45,11 +45,11 @@ impl Ledger {
         Self {
             family,
             claims: Claims::default(),
-            tallies: HashMap::new(),
+            tallies: NameMap::default(),
             total: Tally::default(),
-            udp: HashMap::new(),
-            health_checks: HashMap::new(),
-            changed_health_checks: HashMap::new(),
+            udp: NameMap::default(),
+            health_checks: NameMap::default(),
+            changed_health_checks: NameMap::default(),
             stale: Stale::default(),
             clashes: Vec::new(),
         }
@@ -64,7 +64,7 @@ impl Ledger {
     ) -> Vec<ServicePlan> {
         let mut plans = Vec::new();
         let mut queue: BTreeSet<ObjectName> = names.into_iter().collect();
-        let mut queued: HashSet<ObjectName> = HashSet::new();
+        let mut queued = NameSet::default();
         while let Some(name) = queue.pop_first() {
             let (plan, freed) = self.plan_one(store, here, &name);
             plans.push(plan);
@@ -74,7 +74,7 @@ impl Ledger {
     }
 
     /// Plans one Service; also returns those that have to be planned again because of it.
-    pub fn plan_one(&mut self, store: &Store, here: &Here, name: &ObjectName) -> (ServicePlan, HashSet<ObjectName>) {
+    pub fn plan_one(&mut self, store: &Store, here: &Here, name: &ObjectName) -> (ServicePlan, NameSet) {
         let mut plan = plan(name, store.service(name), store.slices(name), self.family, here);
         let settled = self.claims.settle(&mut plan);
         self.clashes.extend(settled.clashes);
