@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use support::apiserver::{ApiServer, TOKEN};
 use support::follower::Folder;
-use support::netns::{isolated, run, succeeds};
+use support::netns::{isolated, run, succeeds, with_ipvs};
 use support::reader::meaning;
 
 const NODE: &str = "node-1";
@@ -179,6 +179,68 @@ fn another_mode_takes_over_and_leaves_nothing_of_the_former() {
         let _third = Agent::start(&server, "mode: iptables");
         until("iptables mode serves again", || iptables_rules() > 0);
         until("the table of nftables mode goes", || !succeeds("nft list table ip kube-proxy"));
+    });
+}
+
+#[test]
+fn ipvs_mode_says_that_it_is_on_its_way_out() {
+    with_ipvs("ipvs_mode_says_that_it_is_on_its_way_out", || {
+        let server = cluster();
+        let folder = Folder::new();
+        let config = configure(&folder, &server, "mode: ipvs");
+        let log = folder.path().join("log");
+        let mut child = program(&["--config", &config, "--hostname-override", NODE])
+            .stderr(fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let mut events = Vec::new();
+        until("both events come", || {
+            events = server.events();
+            events.len() > 1
+        });
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let event = events.iter().find(|event| event["reason"] == "IPVSDeprecation").unwrap();
+        assert_eq!((&event["type"], &event["action"]), (&json!("Warning"), &json!("StartKubeProxy")));
+        assert_eq!(event["regarding"]["name"], NODE);
+        assert!(event["note"].as_str().unwrap().contains("nftables"), "{event}");
+        let said = fs::read_to_string(log).unwrap();
+        assert_eq!(said.lines().filter(|line| line.contains("deprecated") && line.contains("nftables")).count(), 1);
+    });
+}
+
+#[test]
+fn ipvs_mode_and_nftables_mode_replace_each_other_and_leave_nothing() {
+    with_ipvs("ipvs_mode_and_nftables_mode_replace_each_other_and_leave_nothing", || {
+        run("ip addr add 192.0.2.1/32 dev lo; ipvsadm -A -t 10.9.0.1:80 -s rr");
+        let server = cluster();
+        let servers = || run("ipvsadm -Sn").lines().filter(|line| line.starts_with("-A")).count();
+        let exclude = |mode: &str| format!("mode: {mode}\nipvs: {{excludeCIDRs: [10.9.0.0/16]}}");
+        for _ in 0..2 {
+            let mut first = Agent::start(&server, &exclude("ipvs"));
+            until("ClusterIP and NodePort have their servers", || servers() == 3);
+            until("the table of nftables mode goes", || !succeeds("nft list table ip kube-proxy"));
+            first.signal(Signal::SIGTERM);
+            first.exit_code();
+
+            let mut second = Agent::start(&server, &exclude("nftables"));
+            until("nftables mode serves", || !destinations().is_empty());
+            until("the device goes", || !succeeds("ip link show dev kube-ipvs0"));
+            until("the table beside IPVS goes", || run("nft list tables").trim() == "table ip kube-proxy");
+            assert_eq!(run("ipvsadm -Sn"), "-A -t 10.9.0.1:80 -s rr\n", "another's is not touched");
+            second.signal(Signal::SIGTERM);
+            second.exit_code();
+        }
+        let mut third = Agent::start(&server, &exclude("ipvs"));
+        until("IPVS mode serves", || servers() == 3);
+        third.signal(Signal::SIGTERM);
+        third.exit_code();
+        let (code, said) = outcome(&["--cleanup"]);
+        assert_eq!(code, 0, "{said}");
+        assert_eq!(
+            run("nft list tables; ipvsadm -Sn; ip -o link"),
+            format!("-A -t 10.9.0.1:80 -s rr\n{}", run("ip -o link show dev lo"))
+        );
     });
 }
 

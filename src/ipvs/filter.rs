@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use super::rules::{Set, TABLE, TABLE_COMMENT, chains, sets, table_family};
 use super::wanted::{Entrance, Kind, Server};
 use crate::backend::Error;
+use crate::kernel::ipvs::VirtualServer;
 use crate::kernel::nftables::{Batch, Element, Nftables, SetSpec, Value};
 use crate::kernel::nftchains::add_chains;
 use crate::model::{Family, Protocol};
@@ -20,6 +21,14 @@ pub struct Record {
     set: Set,
     key: Box<[u8]>,
     end: Option<Box<[u8]>>,
+}
+
+/// Whose virtual servers are ours, as the table has it.
+#[derive(Default)]
+pub struct Owned {
+    servers: HashSet<VirtualServer>,
+    /// Protocol and port, at any address.
+    node_ports: HashSet<(u8, u16)>,
 }
 
 /// The door to one family's table.
@@ -35,10 +44,10 @@ pub struct Filter {
 pub fn records_of(entrance: Entrance, server: &Server) -> Vec<Record> {
     let (address, protocol, port) = match entrance {
         Entrance::Address(address, protocol, port) => (address, protocol, port),
-        Entrance::NodePort(protocol, port) if server.kind == Kind::External => {
-            return vec![record(Set::NodePorts, &[padded_protocol(protocol), padded_port(port)], None)];
+        Entrance::NodePort(protocol, port) => {
+            let set = if server.kind == Kind::External { Set::NodePorts } else { Set::NodePortsLocal };
+            return vec![record(set, &[padded_protocol(protocol), padded_port(port)], None)];
         }
-        Entrance::NodePort(..) => return Vec::new(),
     };
     let set = match server.kind {
         Kind::Internal => Set::Internal,
@@ -102,6 +111,30 @@ impl Record {
     }
 }
 
+// === impl Owned ===
+
+impl Owned {
+    /// Whether a virtual server is ours.
+    pub fn has(&self, at: &VirtualServer) -> bool {
+        self.servers.contains(at) || self.node_ports.contains(&(at.protocol, at.port))
+    }
+
+    /// Reads an element that was written by [`records_of`].
+    fn note(&mut self, key: &[u8]) {
+        let (address, [protocol, _, _, _, high, low, _, _]) = key.split_last_chunk().expect("protocol and port");
+        let (protocol, port) = (*protocol, u16::from_be_bytes([*high, *low]));
+        let address = match address.len() {
+            0 => {
+                self.node_ports.insert((protocol, port));
+                return;
+            }
+            4 => <[u8; 4]>::try_from(address).map(IpAddr::from),
+            _ => <[u8; 16]>::try_from(address).map(IpAddr::from),
+        };
+        self.servers.extend(address.map(|address| VirtualServer { address, protocol, port }));
+    }
+}
+
 // === impl Filter ===
 
 impl Filter {
@@ -133,8 +166,9 @@ impl Filter {
         }
         batch.add_table(TABLE_COMMENT);
         self.specs.iter().for_each(|set| batch.add_set(set));
-        let changes = write(&mut batch, gone, wanted.into_iter().collect());
+        // Rules first: at one that needs a module, the kernel loads it and takes the whole transaction from the start.
         add_chains(&mut batch, &chains(facts));
+        let changes = write(&mut batch, gone, wanted.into_iter().collect());
         self.commit(batch)?;
         Ok(changes)
     }
@@ -164,6 +198,22 @@ impl Filter {
         true
     }
 
+    /// Whose virtual servers are ours. `None` without a table that we can read: upstream has none.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn owned(&mut self) -> io::Result<Option<Owned>> {
+        let family = table_family(self.family);
+        if !self.nft.has_table(family, TABLE)? || !self.has_our_sets()? {
+            return Ok(None);
+        }
+        let mut owned = Owned::default();
+        for set in [Set::Internal, Set::External, Set::ExternalLocal, Set::NodePorts, Set::NodePortsLocal] {
+            self.nft.elements(family, TABLE, set.name(), |element| owned.note(element.key))?;
+        }
+        Ok(Some(owned))
+    }
+
     /// Removes the table, if it is there.
     ///
     /// # Errors
@@ -183,17 +233,19 @@ impl Filter {
         self.nft.commit(&mut batch).map_err(|error| Error(format!("nftables table {TABLE}: {error}")))
     }
 
+    fn has_our_sets(&mut self) -> io::Result<bool> {
+        let found = self.nft.sets(table_family(self.family), TABLE)?;
+        Ok(found.len() == self.specs.len() && self.specs.iter().all(|spec| found.iter().any(|read| spec.is(read))))
+    }
+
     fn read(&mut self, facts: &NodeFacts) -> io::Result<Held> {
         let family = table_family(self.family);
         if !self.nft.has_table(family, TABLE)? {
             return Ok(Held::Nothing);
         }
-        let found = self.nft.sets(family, TABLE)?;
-        let same_sets =
-            found.len() == self.specs.len() && self.specs.iter().all(|spec| found.iter().any(|read| spec.is(read)));
         let ours = chains(facts);
         let known = |name: &str, hooked| ours.iter().any(|chain| chain.name == name && chain.hook.is_some() == hooked);
-        if !same_sets || !self.nft.chains(family, TABLE)?.iter().all(|(name, hooked)| known(name, *hooked)) {
+        if !self.has_our_sets()? || !self.nft.chains(family, TABLE)?.iter().all(|(name, hooked)| known(name, *hooked)) {
             return Ok(Held::Foreign);
         }
         let mut records = HashSet::new();
