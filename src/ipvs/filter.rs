@@ -15,6 +15,9 @@ use crate::kernel::nftchains::add_chains;
 use crate::model::{Family, Protocol};
 use crate::plan::NodeFacts;
 
+/// Elements that are put into words at once.
+const PORTION: usize = 1024;
+
 /// An element of one of our sets.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Record {
@@ -155,20 +158,31 @@ impl Filter {
     ///
     /// # Errors
     /// When the kernel cannot be asked, or refuses.
-    pub fn replace(&mut self, facts: &NodeFacts, mut wanted: HashSet<Record>) -> Result<usize, Error> {
+    pub fn replace(&mut self, facts: &NodeFacts, wanted: impl Iterator<Item = Record>) -> Result<usize, Error> {
         let held = self.read(facts).map_err(|error| Error(format!("cannot read nftables table {TABLE}: {error}")))?;
         let mut batch = Batch::new(table_family(self.family), TABLE, None);
-        let mut gone = Vec::new();
-        match held {
-            Held::Nothing => {}
-            Held::Foreign => batch.delete_table(),
-            Held::Ours(records) => gone.extend(records.into_iter().filter(|record| !wanted.remove(record))),
-        }
+        let mut held = match held {
+            Held::Nothing => HashSet::new(),
+            Held::Foreign => {
+                batch.delete_table();
+                HashSet::new()
+            }
+            Held::Ours(records) => records,
+        };
         batch.add_table(TABLE_COMMENT);
         self.specs.iter().for_each(|set| batch.add_set(set));
         // Rules first: at one that needs a module, the kernel loads it and takes the whole transaction from the start.
         add_chains(&mut batch, &chains(facts));
-        let changes = write(&mut batch, gone, wanted.into_iter().collect());
+        let (mut added, mut changes) = (Vec::new(), 0);
+        // Where nothing has to go first, nothing has to be remembered.
+        let portion = if held.is_empty() { PORTION } else { usize::MAX };
+        for record in wanted.filter(|record| !held.remove(record)) {
+            added.push(record);
+            if added.len() >= portion {
+                changes += write(&mut batch, &mut Vec::new(), &mut added);
+            }
+        }
+        changes += write(&mut batch, &mut held.into_iter().collect(), &mut added);
         self.commit(batch)?;
         Ok(changes)
     }
@@ -177,9 +191,9 @@ impl Filter {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn update(&mut self, gone: Vec<Record>, added: Vec<Record>) -> Result<usize, Error> {
+    pub fn update(&mut self, mut gone: Vec<Record>, mut added: Vec<Record>) -> Result<usize, Error> {
         let mut batch = Batch::new(table_family(self.family), TABLE, None);
-        let changes = write(&mut batch, gone, added);
+        let changes = write(&mut batch, &mut gone, &mut added);
         if changes > 0 {
             self.commit(batch)?;
         }
@@ -266,8 +280,9 @@ enum Held {
     Ours(HashSet<Record>),
 }
 
-/// What goes comes first: a new range may overlap an old one.
-fn write(batch: &mut Batch, mut gone: Vec<Record>, mut added: Vec<Record>) -> usize {
+/// What goes comes first: a new range may overlap an old one. Leaves both empty.
+fn write(batch: &mut Batch, gone: &mut Vec<Record>, added: &mut Vec<Record>) -> usize {
+    let changes = gone.len() + added.len();
     gone.sort_unstable();
     added.sort_unstable();
     for same in gone.chunk_by(|a, b| a.set == b.set) {
@@ -276,7 +291,9 @@ fn write(batch: &mut Batch, mut gone: Vec<Record>, mut added: Vec<Record>) -> us
     for same in added.chunk_by(|a, b| a.set == b.set) {
         batch.add_elements(same[0].set.name(), same.iter().map(Record::element));
     }
-    gone.len() + added.len()
+    gone.clear();
+    added.clear();
+    changes
 }
 
 #[cfg(test)]
