@@ -50,8 +50,7 @@ fn carry_out(command: Command) -> Result<ExitCode, String> {
         Command::InitOnly(options) => agent::init_only(&options, &load(&options)?)?,
         Command::DryRun(options) => print(&agent::dry_run(&options, &load(&options)?)?),
         Command::Cleanup(options) => {
-            load(&options)?;
-            agent::cleanup()?;
+            agent::cleanup(&load(&options)?.config)?;
         }
         Command::WriteConfig { path, options } => {
             let loaded = load(&options)?;

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use support::apiserver::{ApiServer, TOKEN};
 use support::follower::Folder;
-use support::netns::{isolated, run, succeeds};
+use support::netns::{isolated, run, succeeds, with_ipvs};
 use support::reader::meaning;
 
 const NODE: &str = "node-1";
@@ -179,6 +179,132 @@ fn another_mode_takes_over_and_leaves_nothing_of_the_former() {
         let _third = Agent::start(&server, "mode: iptables");
         until("iptables mode serves again", || iptables_rules() > 0);
         until("the table of nftables mode goes", || !succeeds("nft list table ip kube-proxy"));
+    });
+}
+
+#[test]
+fn ipvs_mode_says_that_it_is_on_its_way_out() {
+    with_ipvs("ipvs_mode_says_that_it_is_on_its_way_out", || {
+        let server = cluster();
+        let folder = Folder::new();
+        let config = configure(&folder, &server, "mode: ipvs");
+        let log = folder.path().join("log");
+        let mut child = program(&["--config", &config, "--hostname-override", NODE])
+            .stderr(fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let mut events = Vec::new();
+        until("both events come", || {
+            events = server.events();
+            events.len() > 1
+        });
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let event = events.iter().find(|event| event["reason"] == "IPVSDeprecation").unwrap();
+        assert_eq!((&event["type"], &event["action"]), (&json!("Warning"), &json!("StartKubeProxy")));
+        assert_eq!(event["regarding"]["name"], NODE);
+        assert!(event["note"].as_str().unwrap().contains("nftables"), "{event}");
+        let said = fs::read_to_string(log).unwrap();
+        assert_eq!(said.lines().filter(|line| line.contains("deprecated") && line.contains("nftables")).count(), 1);
+    });
+}
+
+#[test]
+fn ipvs_mode_and_nftables_mode_replace_each_other_and_leave_nothing() {
+    with_ipvs("ipvs_mode_and_nftables_mode_replace_each_other_and_leave_nothing", || {
+        run("ip addr add 192.0.2.1/32 dev lo; ipvsadm -A -t 10.9.0.1:80 -s rr");
+        let server = cluster();
+        let servers = || run("ipvsadm -Sn").lines().filter(|line| line.starts_with("-A")).count();
+        let exclude = |mode: &str| format!("mode: {mode}\nipvs: {{excludeCIDRs: [10.9.0.0/16]}}");
+        for _ in 0..2 {
+            let mut first = Agent::start(&server, &exclude("ipvs"));
+            until("ClusterIP and NodePort have their servers", || servers() == 3);
+            until("the table of nftables mode goes", || !succeeds("nft list table ip kube-proxy"));
+            first.signal(Signal::SIGTERM);
+            first.exit_code();
+
+            let mut second = Agent::start(&server, &exclude("nftables"));
+            until("nftables mode serves", || !destinations().is_empty());
+            until("the device goes", || !succeeds("ip link show dev kube-ipvs0"));
+            until("the tables beside IPVS go", || !run("nft list tables").contains("kube-proxy-ipvs"));
+            assert_eq!(run("ipvsadm -Sn"), "-A -t 10.9.0.1:80 -s rr\n", "another's is not touched");
+            second.signal(Signal::SIGTERM);
+            second.exit_code();
+        }
+        let mut third = Agent::start(&server, &exclude("ipvs"));
+        until("IPVS mode serves", || servers() == 3);
+        third.signal(Signal::SIGTERM);
+        third.exit_code();
+        let (code, said) = outcome(&["--cleanup"]);
+        assert_eq!(code, 0, "{said}");
+        assert_eq!(
+            run("nft list tables; ipvsadm -Sn; ip -o link"),
+            format!("-A -t 10.9.0.1:80 -s rr\n{}", run("ip -o link show dev lo"))
+        );
+    });
+}
+
+/// Prints what ten thousand Services cost; `KUBE_PROXY` names another binary, `tests/vm/run ipvs` shows how to run it.
+#[test]
+#[ignore = "a measurement, for a release build"]
+fn ten_thousand_services_in_ipvs_mode() {
+    with_ipvs("ten_thousand_services_in_ipvs_mode", || {
+        let server = cluster();
+        let name = |n: u16| format!("s{n}");
+        let slice_of = |n: u16, third: [u8; 3]| {
+            let [high, low] = n.to_be_bytes();
+            let endpoints: Vec<Value> =
+                third.iter().map(|third| json!({"addresses": [format!("10.{third}.{high}.{low}")]})).collect();
+            json!({"kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1", "metadata": {"name": name(n),
+                "namespace": "default", "labels": {"kubernetes.io/service-name": name(n)}}, "addressType": "IPv4",
+                "ports": [{"name": "", "port": 8080, "protocol": "TCP"}], "endpoints": endpoints})
+        };
+        for n in 0..10_000u16 {
+            let [high, low] = n.to_be_bytes();
+            let address = format!("10.97.{high}.{low}");
+            server.put(json!({"kind": "Service", "apiVersion": "v1", "metadata": {"name": name(n),
+                "namespace": "default"}, "spec": {"clusterIP": address, "clusterIPs": [address],
+                "ipFamilies": ["IPv4"], "ports": [{"port": 80, "protocol": "TCP"}]}}));
+            server.put(slice_of(n, [1, 2, 3]));
+        }
+        let folder = Folder::new();
+        let config = configure(&folder, &server, "mode: ipvs\nlogging: {verbosity: 4}\nipvs: {minSyncPeriod: 1ms}");
+        let binary = std::env::var("KUBE_PROXY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_kube-proxy").into());
+        let mut child = Command::new(binary)
+            .args(["--config", &config, "--hostname-override", NODE])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let began = Instant::now();
+        let servers = || fs::read_to_string("/proc/net/ip_vs").unwrap_or_default().matches(" Masq ").count();
+        while servers() < 30_002 || !succeeds("ip -o addr show dev kube-ipvs0 | grep -qw 10.97.39.15") {
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        let memory = || {
+            let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+            status
+                .lines()
+                .filter(|line| line.starts_with("VmHWM") || line.starts_with("Rss"))
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        eprintln!("all in the kernel after {:?}; {}", began.elapsed(), memory());
+        let mut took: Vec<String> = Vec::new();
+        for round in 0..30u8 {
+            server.put(slice_of(5000 + u16::from(round), [1, 2, 4]));
+            std::thread::sleep(Duration::from_millis(500));
+            let metrics = get(10249, "/metrics");
+            let line = metrics
+                .lines()
+                .find_map(|line| line.strip_prefix("kubeproxy_last_change_to_kernel_seconds{ip_family=\"IPv4\"} "));
+            took.extend(line.map(str::to_owned));
+        }
+        until("the last change is in the kernel", || run("ipvsadm -Sn").matches(" -r 10.4.").count() == 30);
+        took.sort();
+        eprintln!("seconds from a change to the kernel, sorted: {}", took.join(" "));
+        eprintln!("after these changes: {}", memory());
+        child.kill().unwrap();
+        child.wait().unwrap();
     });
 }
 

@@ -1,5 +1,5 @@
 //! IPVS mode with real packets, read back with `ipvsadm` and `ip`. Needs a kernel with IPVS: `tests/vm/run ipvs` has
-//! one. Elsewhere these tests say that they did not run, unless KUBE_PROXY_REQUIRE_IPVS is set: then they fail.
+//! one.
 
 mod support;
 
@@ -13,19 +13,7 @@ use kube_proxy::plan::{Endpoint, LocalTraffic, NodeFacts, NodePortAddresses, Por
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 use support::lab::{ask, connect, host, tcp, udp};
-use support::netns::{isolated, run, succeeds};
-
-/// Runs a test in its namespaces, where the kernel has IPVS.
-fn with_ipvs(name: &str, body: impl FnOnce()) {
-    let _ = succeeds("modprobe -q ip_vs");
-    if !std::path::Path::new("/proc/net/ip_vs").exists() {
-        let required = std::env::var_os("KUBE_PROXY_REQUIRE_IPVS").is_some();
-        assert!(!required, "KUBE_PROXY_REQUIRE_IPVS is set, and this kernel has no IPVS");
-        eprintln!("{name} did not run: this kernel has no IPVS; tests/vm/run ipvs runs it on one that has");
-        return;
-    }
-    isolated(name, body);
-}
+use support::netns::{run, succeeds, with_ipvs};
 
 fn facts(family: Family) -> NodeFacts {
     let pods = if family == Family::V4 { "10.64.0.0/24" } else { "fd00:64::/64" };
@@ -456,6 +444,26 @@ fn what_is_somebody_else_s_stays() {
 
         let mut v6 = started(Family::V6, excluding());
         replace(&mut v6, Family::V6, &[service(port("s", "fd00:96::1", &[]))]);
+        // A clean-up without the configuration knows what is ours.
+        let local = |number| PortPlan {
+            node_port: Some(number),
+            external_local: true,
+            external_ips: vec![ip("172.18.0.2")],
+            ..port("s", "10.96.0.1", &[])
+        };
+        let cluster = PortPlan { node_port: Some(30081), ..port("t", "10.96.0.2", &[]) };
+        ipvs.update(&[service(local(30080)), service(cluster)]).unwrap();
+        run("ipvsadm -A -t 172.18.0.2:9999 -s rr");
+        Ipvs::new(Family::V4, Options::default()).unwrap().cleanup().unwrap();
+        assert_eq!(
+            ipvsadm(),
+            [foreign[0], foreign[1], "-A -t 172.18.0.2:9999 -s rr", "-A -t [fd00:96::1]:80 -s rr"],
+            "another's at the node's own address"
+        );
+        // Where our table does not say whose they are, all go but what is excluded: so upstream's are removed.
+        let mut ipvs = started(Family::V4, excluding());
+        replace(&mut ipvs, Family::V4, &[service(local(30080))]);
+        run("nft delete table ip kube-proxy-ipvs");
         ipvs.cleanup().unwrap();
         assert_eq!(addresses(), ["fd00:96::1/128"], "the other family is not touched");
         v6.cleanup().unwrap();

@@ -41,7 +41,7 @@ fn addresses_are_those_that_ip_added() {
 fn changes_are_told_and_quiet_is_quiet() {
     isolated("changes_are_told_and_quiet_is_quiet", || {
         block_on(async {
-            let mut watcher = Watcher::open().unwrap();
+            let mut watcher = Watcher::open(None).unwrap();
             assert!(!is_told(watcher.changed()).await, "nothing happened yet");
             for change in [
                 "ip addr add 192.0.2.1/32 dev lo",
@@ -78,7 +78,7 @@ async fn is_told(changed: impl Future<Output = std::io::Result<()>>) -> bool {
 fn a_flood_of_changes_is_one_change() {
     isolated("a_flood_of_changes_is_one_change", || {
         block_on(async {
-            let mut watcher = Watcher::open().unwrap();
+            let mut watcher = Watcher::open(None).unwrap();
             run(
                 "for i in $(seq 1 4); do for j in $(seq 1 250); do echo addr add 10.0.$i.$j/32 dev lo; done; done | ip -batch -",
             );
@@ -87,6 +87,33 @@ fn a_flood_of_changes_is_one_change() {
             assert!(!is_told(watcher.changed()).await, "all notices were taken");
             run("ip addr add 192.0.2.1/32 dev lo");
             told(&mut watcher).await;
+        });
+    });
+}
+
+#[test]
+fn a_device_that_is_one_s_own_is_not_told_of() {
+    isolated("a_device_that_is_one_s_own_is_not_told_of", || {
+        block_on(async {
+            // The other ends are elsewhere, so that nothing happens here but to these.
+            run("mkdir -p /run/netns && ip netns add far");
+            for exists_before in [false, true] {
+                let mut watcher = Watcher::open(Some("own")).unwrap();
+                if !exists_before {
+                    run("ip link add own type veth peer name far1 netns far");
+                }
+                run("ip addr add 10.96.0.1/32 dev own && ip -6 addr add fd00:96::1/128 dev own nodad");
+                run("ip addr flush dev own");
+                assert!(!is_told(watcher.changed()).await, "exists before: {exists_before}");
+                // Another of that name has another index.
+                run("ip link del own && ip link add own type veth peer name far1 netns far");
+                run("ip addr add 10.96.0.1/32 dev own");
+                assert!(!is_told(watcher.changed()).await, "made anew");
+                run("ip addr add 192.0.2.1/32 dev lo");
+                told(&mut watcher).await;
+                run("ip addr del 192.0.2.1/32 dev lo && ip addr flush dev own");
+                told(&mut watcher).await;
+            }
         });
     });
 }

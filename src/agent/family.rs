@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 
+use super::modes::Leftovers;
 use crate::backend::{Backend, Error, Report};
 use crate::model::{Family, NameSet, ObjectName, Store};
 use crate::plan::flows::Stale;
@@ -21,7 +22,7 @@ pub struct Proxy {
     /// Services that changed since they were last programmed.
     pending: NameSet,
     /// Removes what the modes before this one left, once ours is in.
-    leftovers: Option<fn(Family) -> Result<(), Error>>,
+    leftovers: Option<Leftovers>,
     /// Service ports that could not be programmed, with the reason.
     set_aside: HashMap<PortName, String>,
 }
@@ -40,13 +41,7 @@ pub struct Synced {
 
 impl Proxy {
     /// Nothing is programmed yet. When it is for the first time, `leftovers` removes what other modes programmed.
-    pub fn new(
-        family: Family,
-        backend: Box<dyn Backend>,
-        leftovers: fn(Family) -> Result<(), Error>,
-        facts: NodeFacts,
-        here: Here,
-    ) -> Self {
+    pub fn new(family: Family, backend: Box<dyn Backend>, leftovers: Leftovers, facts: NodeFacts, here: Here) -> Self {
         let ledger = Ledger::new(family);
         Self {
             family,

@@ -5,6 +5,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use crate::backend::{Backend, Error};
 use crate::config::{self, Config, Mode};
 use crate::iptables::{self, Iptables};
@@ -14,7 +16,11 @@ use crate::model::Family;
 use crate::nftables::{self, Table};
 
 /// Removes what a family's former modes left behind.
-pub type Leftovers = fn(Family) -> Result<(), Error>;
+pub type Leftovers = Box<dyn FnOnce(Family) -> Result<(), Error>>;
+
+/// Why an administrator who chose IPVS mode should choose again.
+pub const IPVS_DEPRECATION: &str = "mode ipvs is deprecated: Kubernetes deprecated it in v1.35 and will remove it; the mode \
+    to move to is nftables: write `mode: nftables` and restart, what this mode programmed is then removed";
 
 /// The families that this node has, and the mode can serve (contract 3.3).
 pub fn families(mode: Mode) -> Vec<Family> {
@@ -44,21 +50,29 @@ pub fn backend(config: &Config, family: Family) -> Result<Box<dyn Backend>, Stri
 }
 
 /// What has to go once the rules of this mode are in place.
-pub fn leftovers(mode: Mode) -> Leftovers {
-    match mode {
-        Mode::Nftables => |family| iptables::cleanup(family).and(remove_ipvs(family)).and(remove_ipsets(family)),
-        Mode::Iptables => |family| remove_nftables(family).and(remove_ipvs(family)),
-        Mode::Ipvs => |family| remove_nftables(family).and(iptables::cleanup(family)).and(remove_ipsets(family)),
+pub fn leftovers(config: &Config) -> Leftovers {
+    let exclude = config.ipvs.exclude_cidrs.clone();
+    match config.mode {
+        Mode::Nftables => Box::new(move |family| {
+            iptables::cleanup(family).and(remove_ipvs(family, &exclude)).and(remove_ipsets(family))
+        }),
+        Mode::Iptables => Box::new(move |family| remove_nftables(family).and(remove_ipvs(family, &exclude))),
+        Mode::Ipvs => {
+            Box::new(|family| remove_nftables(family).and(iptables::cleanup(family)).and(remove_ipsets(family)))
+        }
     }
 }
 
-/// Removes what any mode ever programmed (contract 2.6). Tries everything before it complains.
+/// Removes what any mode ever programmed (contract 2.6), but for virtual servers in `ipvs.excludeCIDRs`. Tries
+/// everything before it complains.
 ///
 /// # Errors
 /// What could not be removed.
-pub fn cleanup() -> Result<(), String> {
+pub fn cleanup(config: &Config) -> Result<(), String> {
+    let remove_ipvs = |family| remove_ipvs(family, &config.ipvs.exclude_cidrs);
     // The rules that use sets go before the sets.
-    let steps: [Leftovers; 4] = [remove_nftables, iptables::cleanup, remove_ipvs, remove_ipsets];
+    let steps: [&dyn Fn(Family) -> Result<(), Error>; 4] =
+        [&remove_nftables, &iptables::cleanup, &remove_ipvs, &remove_ipsets];
     let outcomes = Family::ALL.into_iter().flat_map(|family| steps.map(|step| step(family)));
     let failures: Vec<String> = outcomes.filter_map(Result::err).map(|error| error.to_string()).collect();
     match &failures[..] {
@@ -71,8 +85,9 @@ fn remove_nftables(family: Family) -> Result<(), Error> {
     Table::new(family).and_then(|mut table| table.cleanup())
 }
 
-fn remove_ipvs(family: Family) -> Result<(), Error> {
-    Ipvs::new(family, ipvs::Options::default()).and_then(|mut servers| servers.cleanup())
+fn remove_ipvs(family: Family, exclude: &[IpNet]) -> Result<(), Error> {
+    let options = ipvs::Options { exclude: exclude.to_vec(), ..ipvs::Options::default() };
+    Ipvs::new(family, options).and_then(|mut servers| servers.cleanup())
 }
 
 /// Upstream's IPVS mode keeps its addresses in ipsets: `KUBE-…` for IPv4, `KUBE-6-…` for IPv6 (contract 10.5).

@@ -13,9 +13,10 @@ use smol::channel::Sender;
 use smol::future::FutureExt;
 
 use super::family::Proxy;
+use super::modes::IPVS_DEPRECATION;
 use super::setup::Setup;
 use crate::cli::{KUBERNETES_VERSION, full_version, go_arch};
-use crate::config::{Loaded, to_configz};
+use crate::config::{Loaded, Mode, to_configz};
 use crate::model::Family;
 use crate::observe::exposition::Counter;
 use crate::observe::health::Health;
@@ -111,18 +112,23 @@ pub(super) fn health_addresses(facts: &NodeFacts) -> Vec<IpAddr> {
     }
 }
 
-/// The event `Starting` (contract 15.3).
+/// The events of a start (contract 15.3). Upstream sends its warning about IPVS before anybody records it.
 pub(super) fn post_start(setup: &Setup) {
-    let Some(client) = setup.client.clone() else { return };
-    let notice = Notice {
-        node_name: setup.node_name.clone(),
-        regarding: Regarding::Node,
-        warning: false,
-        reason: "Starting",
-        action: "StartKubeProxy",
-        note: String::new(),
-    };
-    setup.executor.spawn(async move { client.post_event(notice).await }).detach();
+    let Some(client) = &setup.client else { return };
+    let starting = ("Starting", false, "");
+    let deprecation = (setup.config.mode == Mode::Ipvs).then_some(("IPVSDeprecation", true, IPVS_DEPRECATION));
+    for (reason, warning, note) in [starting].into_iter().chain(deprecation) {
+        let notice = Notice {
+            node_name: setup.node_name.clone(),
+            regarding: Regarding::Node,
+            warning,
+            reason,
+            action: "StartKubeProxy",
+            note: note.into(),
+        };
+        let client = Rc::clone(client);
+        setup.executor.spawn(async move { client.post_event(notice).await }).detach();
+    }
 }
 
 fn version() -> &'static str {

@@ -19,6 +19,7 @@ use super::signs::{ConfigFile, Signals};
 use super::watchers::{Watchdog, Watchers};
 use super::{Agent, Stop};
 use crate::config::{Config, Loaded, Mode, Options};
+use crate::ipvs;
 use crate::kernel::{links, sysctl};
 use crate::model::Store;
 use crate::nftables;
@@ -128,6 +129,9 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<St
     // What this node lacks is told now, not when the API server answers.
     let backends =
         families.iter().map(|family| modes::backend(&setup.config, *family)).collect::<Result<Vec<_>, _>>()?;
+    if setup.config.mode == Mode::Ipvs {
+        log::warn!("{}", modes::IPVS_DEPRECATION);
+    }
     systemd::ready(&systemd::Status::Waiting(setup.config.mode.as_str(), &setup.waits_for()));
 
     let early = async { Err(signals.next().await) };
@@ -142,7 +146,9 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<St
     for note in setup.config.check_families(addresses.primary, families.len() > 1, &pod_cidrs)? {
         log::warn!("{note}");
     }
-    let links = links::Watcher::open().map_err(|error| format!("cannot follow the node's addresses: {error}"))?;
+    let own_device = (setup.config.mode == Mode::Ipvs).then_some(ipvs::DEVICE);
+    let links =
+        links::Watcher::open(own_device).map_err(|error| format!("cannot follow the node's addresses: {error}"))?;
     let interfaces = links::addresses().map_err(|error| format!("cannot read the node's addresses: {error}"))?;
     let mut proxies = Vec::new();
     let mut service_health = Vec::new();
@@ -151,13 +157,7 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<St
         let here = facts::here(family, &addresses, setup.store.node());
         let servers = ServiceHealth::new(Rc::clone(&setup.executor), health_addresses(&facts), Rc::clone(&health));
         service_health.push((family, Rc::new(Mutex::new(servers))));
-        proxies.push(Rc::new(RefCell::new(Proxy::new(
-            family,
-            backend,
-            modes::leftovers(setup.config.mode),
-            facts,
-            here,
-        ))));
+        proxies.push(Rc::new(RefCell::new(Proxy::new(family, backend, modes::leftovers(&setup.config), facts, here))));
     }
     expose_traffic(&setup.metrics, &proxies);
     post_start(&setup);

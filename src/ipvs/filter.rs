@@ -9,10 +9,14 @@ use std::net::IpAddr;
 use super::rules::{Set, TABLE, TABLE_COMMENT, chains, sets, table_family};
 use super::wanted::{Entrance, Kind, Server};
 use crate::backend::Error;
+use crate::kernel::ipvs::VirtualServer;
 use crate::kernel::nftables::{Batch, Element, Nftables, SetSpec, Value};
 use crate::kernel::nftchains::add_chains;
 use crate::model::{Family, Protocol};
 use crate::plan::NodeFacts;
+
+/// Elements that are put into words at once.
+const PORTION: usize = 1024;
 
 /// An element of one of our sets.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,6 +24,14 @@ pub struct Record {
     set: Set,
     key: Box<[u8]>,
     end: Option<Box<[u8]>>,
+}
+
+/// Whose virtual servers are ours, as the table has it.
+#[derive(Default)]
+pub struct Owned {
+    servers: HashSet<VirtualServer>,
+    /// Protocol and port, at any address.
+    node_ports: HashSet<(u8, u16)>,
 }
 
 /// The door to one family's table.
@@ -35,10 +47,10 @@ pub struct Filter {
 pub fn records_of(entrance: Entrance, server: &Server) -> Vec<Record> {
     let (address, protocol, port) = match entrance {
         Entrance::Address(address, protocol, port) => (address, protocol, port),
-        Entrance::NodePort(protocol, port) if server.kind == Kind::External => {
-            return vec![record(Set::NodePorts, &[padded_protocol(protocol), padded_port(port)], None)];
+        Entrance::NodePort(protocol, port) => {
+            let set = if server.kind == Kind::External { Set::NodePorts } else { Set::NodePortsLocal };
+            return vec![record(set, &[padded_protocol(protocol), padded_port(port)], None)];
         }
-        Entrance::NodePort(..) => return Vec::new(),
     };
     let set = match server.kind {
         Kind::Internal => Set::Internal,
@@ -102,6 +114,30 @@ impl Record {
     }
 }
 
+// === impl Owned ===
+
+impl Owned {
+    /// Whether a virtual server is ours.
+    pub fn has(&self, at: &VirtualServer) -> bool {
+        self.servers.contains(at) || self.node_ports.contains(&(at.protocol, at.port))
+    }
+
+    /// Reads an element that was written by [`records_of`].
+    fn note(&mut self, key: &[u8]) {
+        let (address, [protocol, _, _, _, high, low, _, _]) = key.split_last_chunk().expect("protocol and port");
+        let (protocol, port) = (*protocol, u16::from_be_bytes([*high, *low]));
+        let address = match address.len() {
+            0 => {
+                self.node_ports.insert((protocol, port));
+                return;
+            }
+            4 => <[u8; 4]>::try_from(address).map(IpAddr::from),
+            _ => <[u8; 16]>::try_from(address).map(IpAddr::from),
+        };
+        self.servers.extend(address.map(|address| VirtualServer { address, protocol, port }));
+    }
+}
+
 // === impl Filter ===
 
 impl Filter {
@@ -122,19 +158,31 @@ impl Filter {
     ///
     /// # Errors
     /// When the kernel cannot be asked, or refuses.
-    pub fn replace(&mut self, facts: &NodeFacts, mut wanted: HashSet<Record>) -> Result<usize, Error> {
+    pub fn replace(&mut self, facts: &NodeFacts, wanted: impl Iterator<Item = Record>) -> Result<usize, Error> {
         let held = self.read(facts).map_err(|error| Error(format!("cannot read nftables table {TABLE}: {error}")))?;
         let mut batch = Batch::new(table_family(self.family), TABLE, None);
-        let mut gone = Vec::new();
-        match held {
-            Held::Nothing => {}
-            Held::Foreign => batch.delete_table(),
-            Held::Ours(records) => gone.extend(records.into_iter().filter(|record| !wanted.remove(record))),
-        }
+        let mut held = match held {
+            Held::Nothing => HashSet::new(),
+            Held::Foreign => {
+                batch.delete_table();
+                HashSet::new()
+            }
+            Held::Ours(records) => records,
+        };
         batch.add_table(TABLE_COMMENT);
         self.specs.iter().for_each(|set| batch.add_set(set));
-        let changes = write(&mut batch, gone, wanted.into_iter().collect());
+        // Rules first: at one that needs a module, the kernel loads it and takes the whole transaction from the start.
         add_chains(&mut batch, &chains(facts));
+        let (mut added, mut changes) = (Vec::new(), 0);
+        // Where nothing has to go first, nothing has to be remembered.
+        let portion = if held.is_empty() { PORTION } else { usize::MAX };
+        for record in wanted.filter(|record| !held.remove(record)) {
+            added.push(record);
+            if added.len() >= portion {
+                changes += write(&mut batch, &mut Vec::new(), &mut added);
+            }
+        }
+        changes += write(&mut batch, &mut held.into_iter().collect(), &mut added);
         self.commit(batch)?;
         Ok(changes)
     }
@@ -143,9 +191,9 @@ impl Filter {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn update(&mut self, gone: Vec<Record>, added: Vec<Record>) -> Result<usize, Error> {
+    pub fn update(&mut self, mut gone: Vec<Record>, mut added: Vec<Record>) -> Result<usize, Error> {
         let mut batch = Batch::new(table_family(self.family), TABLE, None);
-        let changes = write(&mut batch, gone, added);
+        let changes = write(&mut batch, &mut gone, &mut added);
         if changes > 0 {
             self.commit(batch)?;
         }
@@ -162,6 +210,22 @@ impl Filter {
             self.generation = generation;
         }
         true
+    }
+
+    /// Whose virtual servers are ours. `None` without a table that we can read: upstream has none.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn owned(&mut self) -> io::Result<Option<Owned>> {
+        let family = table_family(self.family);
+        if !self.nft.has_table(family, TABLE)? || !self.has_our_sets()? {
+            return Ok(None);
+        }
+        let mut owned = Owned::default();
+        for set in [Set::Internal, Set::External, Set::ExternalLocal, Set::NodePorts, Set::NodePortsLocal] {
+            self.nft.elements(family, TABLE, set.name(), |element| owned.note(element.key))?;
+        }
+        Ok(Some(owned))
     }
 
     /// Removes the table, if it is there.
@@ -183,17 +247,19 @@ impl Filter {
         self.nft.commit(&mut batch).map_err(|error| Error(format!("nftables table {TABLE}: {error}")))
     }
 
+    fn has_our_sets(&mut self) -> io::Result<bool> {
+        let found = self.nft.sets(table_family(self.family), TABLE)?;
+        Ok(found.len() == self.specs.len() && self.specs.iter().all(|spec| found.iter().any(|read| spec.is(read))))
+    }
+
     fn read(&mut self, facts: &NodeFacts) -> io::Result<Held> {
         let family = table_family(self.family);
         if !self.nft.has_table(family, TABLE)? {
             return Ok(Held::Nothing);
         }
-        let found = self.nft.sets(family, TABLE)?;
-        let same_sets =
-            found.len() == self.specs.len() && self.specs.iter().all(|spec| found.iter().any(|read| spec.is(read)));
         let ours = chains(facts);
         let known = |name: &str, hooked| ours.iter().any(|chain| chain.name == name && chain.hook.is_some() == hooked);
-        if !same_sets || !self.nft.chains(family, TABLE)?.iter().all(|(name, hooked)| known(name, *hooked)) {
+        if !self.has_our_sets()? || !self.nft.chains(family, TABLE)?.iter().all(|(name, hooked)| known(name, *hooked)) {
             return Ok(Held::Foreign);
         }
         let mut records = HashSet::new();
@@ -214,8 +280,9 @@ enum Held {
     Ours(HashSet<Record>),
 }
 
-/// What goes comes first: a new range may overlap an old one.
-fn write(batch: &mut Batch, mut gone: Vec<Record>, mut added: Vec<Record>) -> usize {
+/// What goes comes first: a new range may overlap an old one. Leaves both empty.
+fn write(batch: &mut Batch, gone: &mut Vec<Record>, added: &mut Vec<Record>) -> usize {
+    let changes = gone.len() + added.len();
     gone.sort_unstable();
     added.sort_unstable();
     for same in gone.chunk_by(|a, b| a.set == b.set) {
@@ -224,7 +291,9 @@ fn write(batch: &mut Batch, mut gone: Vec<Record>, mut added: Vec<Record>) -> us
     for same in added.chunk_by(|a, b| a.set == b.set) {
         batch.add_elements(same[0].set.name(), same.iter().map(Record::element));
     }
-    gone.len() + added.len()
+    gone.clear();
+    added.clear();
+    changes
 }
 
 #[cfg(test)]

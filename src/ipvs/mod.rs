@@ -223,6 +223,8 @@ impl Ipvs {
     }
 
     /// Removes the virtual servers and addresses of the family, and the device when the other family has none there.
+    /// Ours are those at the device's addresses and those that our table names. Without one (upstream's mode left them)
+    /// there is no telling NodePorts from others, and all go that are not excluded.
     fn remove_servers(&mut self) -> Result<(), Error> {
         let index = self.device.index().map_err(|error| Error(format!("cannot look for {DEVICE}: {error}")))?;
         // Without the device nobody ran this mode, and the virtual servers are somebody else's.
@@ -231,15 +233,20 @@ impl Ipvs {
             self.servers = setup::open()?;
         }
         let failed = |error: io::Error| servers_failed(&error);
+        let addresses =
+            links::addresses().map_err(|error| Error(format!("cannot list the node's addresses: {error}")))?;
+        let on_device: HashSet<IpAddr> =
+            addresses.iter().filter(|address| address.index == index).map(|address| address.address).collect();
+        let owned = self.filter.owned().map_err(|error| Error(format!("cannot read our nftables table: {error}")))?;
+        let is_ours =
+            |at: &VirtualServer| on_device.contains(&at.address) || owned.as_ref().is_none_or(|owned| owned.has(at));
         let held = self.virtual_servers().map_err(failed)?;
         if let Some(servers) = &mut self.servers {
-            for (at, _) in held.into_iter().filter(|(at, _)| !is_excluded(&self.options, at)) {
+            for (at, _) in held.into_iter().filter(|(at, _)| is_ours(at) && !is_excluded(&self.options, at)) {
                 servers.remove(at).map_err(failed)?;
             }
             servers.finish().map_err(failed)?;
         }
-        let addresses =
-            links::addresses().map_err(|error| Error(format!("cannot list the node's addresses: {error}")))?;
         let (ours, others): (Vec<_>, Vec<_>) = addresses
             .into_iter()
             .filter(|address| address.index == index && !is_link_local(&address.address))

@@ -37,6 +37,8 @@ pub enum Set {
     ExternalLocal,
     /// NodePorts, but for those under policy Local.
     NodePorts,
+    /// NodePorts under policy Local. No rule asks: it is there so that a clean-up knows whose virtual servers these are.
+    NodePortsLocal,
     /// Load balancer IPs that not everybody may use.
     Restricted,
     /// Who may use these.
@@ -57,6 +59,7 @@ pub fn sets(family: Family) -> [SetSpec; Set::ALL.len()] {
             Set::External => (VIP[f], "external and load balancer IPs, all endpoints"),
             Set::ExternalLocal => (VIP[f], "external and load balancer IPs, local endpoints"),
             Set::NodePorts => (PORT, "NodePorts, all endpoints"),
+            Set::NodePortsLocal => (PORT, "NodePorts, local endpoints"),
             Set::Restricted => (VIP[f], "load balancer IPs with source ranges"),
             Set::AllowedSources => (VIP_AND_SOURCE[f], "who may use these"),
             Set::HealthChecks => (PORT, "health checks of load balancers"),
@@ -158,12 +161,13 @@ struct Wording<'a> {
 
 impl Set {
     /// All of them, in order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::ServiceIps,
         Self::Internal,
         Self::External,
         Self::ExternalLocal,
         Self::NodePorts,
+        Self::NodePortsLocal,
         Self::Restricted,
         Self::AllowedSources,
         Self::HealthChecks,
@@ -178,6 +182,7 @@ impl Set {
             Self::External => "external",
             Self::ExternalLocal => "external-local",
             Self::NodePorts => "node-ports",
+            Self::NodePortsLocal => "node-ports-local",
             Self::Restricted => "restricted",
             Self::AllowedSources => "allowed-sources",
             Self::HealthChecks => "health-checks",

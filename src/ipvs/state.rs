@@ -117,12 +117,12 @@ impl State {
     }
 
     /// All elements of the rules' sets.
-    pub fn records(&self) -> HashSet<Record> {
+    pub fn records(&self) -> impl Iterator<Item = Record> {
         let of_servers = self.servers().flat_map(|(entrance, server)| records_of(entrance, server));
         let of_addresses = self.addresses().map(|address| record_of_address(&address));
         let of_endpoints = self.local_endpoints.0.keys().map(record_of_endpoint);
         let of_health_checks = self.health_checks.0.keys().map(record_of_health_check);
-        of_servers.chain(of_addresses).chain(of_endpoints).chain(of_health_checks).collect()
+        of_servers.chain(of_addresses).chain(of_endpoints).chain(of_health_checks)
     }
 
     fn is_ours(&self, address: &IpAddr) -> bool {

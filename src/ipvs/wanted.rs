@@ -44,7 +44,7 @@ pub struct Server {
     /// Where it sends connections to.
     pub endpoints: Rc<[Endpoint]>,
     /// Endpoints that still serve what they have: of UDP ports, where the kernel knows no end of a connection.
-    pub serving: Rc<[Endpoint]>,
+    pub serving: Box<[Endpoint]>,
     /// Who may use it, as disjoint ranges; `None` is everybody.
     pub sources: Option<Rc<[IpNet]>>,
 }
@@ -64,7 +64,6 @@ pub struct Wanted {
 struct Groups {
     cluster: Rc<[Endpoint]>,
     local: Rc<[Endpoint]>,
-    serving: Rc<[Endpoint]>,
 }
 
 // === impl Wanted ===
@@ -94,22 +93,18 @@ impl Wanted {
 
     fn add(&mut self, port: &PortPlan, settings: &Settings) {
         let protocol = port.name.protocol;
-        let groups = Groups {
-            cluster: port.cluster.as_slice().into(),
-            local: port.local.as_slice().into(),
-            serving: port.serving.as_slice().into(),
-        };
+        let groups = Groups { cluster: port.cluster.as_slice().into(), local: port.local.as_slice().into() };
         let local = port.cluster.iter().chain(&port.local).filter(|endpoint| endpoint.local);
         self.local_endpoints.extend(local.map(|endpoint| endpoint.address));
 
         let server = |kind, route, sources| {
-            let (port, settings) = (port.name.clone(), settings.clone());
             Rc::new(Server {
-                port,
+                port: port.name.clone(),
                 kind,
-                settings,
+                settings: settings.clone(),
                 endpoints: groups.of(route),
-                serving: groups.serving.clone(),
+                // Most have none, and an empty box costs nothing.
+                serving: port.serving.as_slice().into(),
                 sources,
             })
         };

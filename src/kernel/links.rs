@@ -11,9 +11,10 @@ use std::rc::Rc;
 use async_io::Async;
 use nix::errno::Errno;
 use nix::libc;
+use nix::net::if_::if_nametoindex;
 use nix::sys::socket::SockProtocol;
 
-use super::netlink::{Buffer, DUMP, Message, Socket, attribute, attributes, text};
+use super::netlink::{Buffer, DUMP, Message, Received, Socket, attribute, attributes, text};
 
 const INTERFACE_HEADER: usize = 16;
 const ADDRESS_HEADER: usize = 8;
@@ -38,7 +39,15 @@ pub struct Address {
 /// Tells when an address or an interface came, went or changed.
 pub struct Watcher {
     socket: Socket,
+    ignored: Ignored,
     ready: Async<OwnedFd>,
+}
+
+/// A device that is not told of.
+struct Ignored {
+    name: Option<&'static str>,
+    /// Its index, while it exists.
+    index: Option<u32>,
 }
 
 /// All addresses of all interfaces, in the kernel's order.
@@ -117,18 +126,20 @@ fn read_ip(bytes: &[u8]) -> Option<IpAddr> {
 // === impl Watcher ===
 
 impl Watcher {
-    /// Begins to listen. Changes from now on are told, so open it before [`addresses`] is called.
+    /// Begins to listen. Changes from now on are told, so open it before [`addresses`] is called. What happens to the
+    /// device `ignored` is not told: whoever changes its addresses himself has no use for hearing it.
     ///
     /// # Errors
     /// When the kernel refuses the socket or its groups.
-    pub fn open() -> io::Result<Self> {
+    pub fn open(ignored: Option<&'static str>) -> io::Result<Self> {
         let socket = Socket::open(SockProtocol::NetlinkRoute)?;
         for group in [libc::RTNLGRP_LINK, libc::RTNLGRP_IPV4_IFADDR, libc::RTNLGRP_IPV6_IFADDR] {
             socket.join(group)?;
         }
         // The same socket under a second descriptor, so that waiting does not borrow the one that reads.
         let ready = Async::new(socket.as_fd().try_clone_to_owned()?)?;
-        Ok(Self { socket, ready })
+        let index = ignored.and_then(|name| if_nametoindex(name).ok());
+        Ok(Self { socket, ignored: Ignored { name: ignored, index }, ready })
     }
 
     /// Waits until something changed, and takes all notices that are there. Whoever wants to know what, asks again.
@@ -139,9 +150,14 @@ impl Watcher {
         loop {
             let mut any = false;
             loop {
-                match self.socket.receive(false, |_| {}) {
+                let ignored = &mut self.ignored;
+                let notice = |received: Received<'_>| match received {
+                    Received::Message(message, _) => any |= !ignored.covers(&message),
+                    _ => any = true,
+                };
+                match self.socket.receive(false, notice) {
                     Ok(false) => break,
-                    Ok(true) => any = true,
+                    Ok(true) => {}
                     Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => any = true,
                     Err(error) => return Err(error),
                 }
@@ -150,6 +166,27 @@ impl Watcher {
                 return Ok(());
             }
             self.ready.readable().await?;
+        }
+    }
+}
+
+// === impl Ignored ===
+
+impl Ignored {
+    /// Whether a notice is about this device and nothing else. Learns its index from notices of links.
+    fn covers(&mut self, message: &Message<'_>) -> bool {
+        let Some(name) = self.name else { return false };
+        if [libc::RTM_NEWADDR, libc::RTM_DELADDR].contains(&message.kind) {
+            let index =
+                message.payload.get(4..8).map(|bytes| u32::from_ne_bytes(bytes.try_into().expect("four bytes")));
+            return index.is_some() && index == self.index;
+        }
+        match interface(message) {
+            Some((index, of)) if &*of == name => {
+                self.index = (message.kind != libc::RTM_DELLINK).then_some(index);
+                true
+            }
+            _ => false,
         }
     }
 }

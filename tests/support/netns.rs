@@ -29,6 +29,19 @@ pub fn isolated(name: &str, body: impl FnOnce()) {
     assert!(status.success(), "{name} failed inside its namespaces");
 }
 
+/// Runs a test in its namespaces, where the kernel has IPVS. Elsewhere it says that it did not run, unless
+/// KUBE_PROXY_REQUIRE_IPVS is set: then it fails.
+pub fn with_ipvs(name: &str, body: impl FnOnce()) {
+    let _ = succeeds("modprobe -q ip_vs");
+    if !std::path::Path::new("/proc/net/ip_vs").exists() {
+        let required = std::env::var_os("KUBE_PROXY_REQUIRE_IPVS").is_some();
+        assert!(!required, "KUBE_PROXY_REQUIRE_IPVS is set, and this kernel has no IPVS");
+        eprintln!("{name} did not run: this kernel has no IPVS; tests/vm/run ipvs runs it on one that has");
+        return;
+    }
+    isolated(name, body);
+}
+
 /// Runs a shell command line and returns what it printed. Panics, with its errors, when it fails.
 pub fn run(line: &str) -> String {
     let output = Command::new("sh").args(["-ec", line]).stdin(Stdio::null()).output().expect("sh starts");

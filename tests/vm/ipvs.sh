@@ -49,14 +49,19 @@ main() {
         -nographic -no-reboot -nodefaults -serial stdio -monitor none
 }
 
+# test_binary NAME: builds a test, and says where it is.
+test_binary() {
+    cargo test --quiet --no-run --test "$1" --message-format=json |
+        sed -n "s/.*\"executable\":\"\([^\"]*deps\/$1-[^\"]*\)\".*/\1/p"
+}
+
 # The command line of a complete run.
 everything() {
-    local binary
     cargo build --quiet
-    binary=$(cargo test --quiet --no-run --test ipvs --message-format=json |
-        sed -n 's/.*"executable":"\([^"]*deps\/ipvs-[^"]*\)".*/\1/p')
     echo "status=0"
-    echo "KUBE_PROXY_REQUIRE_IPVS=1 $binary --test-threads=1 || status=1"
+    echo "export KUBE_PROXY_REQUIRE_IPVS=1"
+    echo "$(test_binary ipvs) --test-threads=1 || status=1"
+    echo "$(test_binary agent) --test-threads=1 ipvs_mode || status=1"
     if [[ -f $CONFORMANCE/run.py ]]; then
         echo "python3 $CONFORMANCE/run.py --proxy target/debug/kube-proxy --mode ipvs --slow 3 || status=1"
     fi
