@@ -65,6 +65,8 @@ struct State {
     piece: usize,
     /// How many requests are to be refused, with which status and which `Retry-After`.
     refusals: (usize, u16, Option<u32>),
+    /// A kind that nobody may see.
+    forbidden: Option<&'static str>,
     requests: Vec<Request>,
     events: Vec<Value>,
     connections: Vec<TcpStream>,
@@ -102,6 +104,7 @@ impl ApiServer {
             cut: false,
             piece: usize::MAX,
             refusals: (0, 0, None),
+            forbidden: None,
             requests: Vec::new(),
             events: Vec::new(),
             connections: Vec::new(),
@@ -214,6 +217,11 @@ impl ApiServer {
     /// Refuses the next requests.
     pub fn refuse(&self, requests: usize, status: u16, retry_after: Option<u32>) {
         self.state().refusals = (requests, status, retry_after);
+    }
+
+    /// From now on nobody may see objects of this kind.
+    pub fn forbid(&self, kind: &'static str) {
+        self.state().forbidden = Some(kind);
     }
 
     /// Refusals that nobody got yet.
@@ -374,6 +382,8 @@ fn answer(shared: &Shared, (request, body): &mut (Request, Vec<u8>), wire: &mut 
         Some((status(code, "Injected", "refused for the test"), retry_after))
     } else if !request.certified && request.headers.get("authorization") != Some(&format!("Bearer {}", state.token)) {
         Some((status(401, "Unauthorized", "Unauthorized"), None))
+    } else if resource.is_some_and(|(.., kind)| state.forbidden == Some(kind)) {
+        Some((status(403, "Forbidden", "forbidden for the test"), None))
     } else if query.contains_key("sendInitialEvents") && !state.streaming {
         Some((status(422, "Invalid", "sendInitialEvents is forbidden"), None))
     } else {
