@@ -84,6 +84,18 @@ fn rules_of_another_mode_are_found() {
 }
 
 #[test]
+fn iptables_mode_without_iptables_is_found() {
+    let output = Command::new(env!("CARGO_BIN_EXE_kube-proxy"))
+        .args(["doctor", "--proxy-mode=iptables", "--manifests=/run"])
+        .env("PATH", "/nonexistent")
+        .output()
+        .expect("the program starts");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("iptables is not in the PATH"), "{text}");
+}
+
+#[test]
 fn two_kinds_of_iptables_are_found() {
     isolated("two_kinds_of_iptables_are_found", || {
         run("iptables-nft -t nat -N SOMEBODY");
