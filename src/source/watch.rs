@@ -46,6 +46,11 @@ enum End {
     Deaf,
 }
 
+/// Whether a plain list is worth a try after this: not where it would be refused as well, or is one request too many.
+fn no_streaming(refusal: &Refusal) -> bool {
+    !matches!(refusal.code, 401 | 403 | 404 | 429 | 503 | 504)
+}
+
 // === impl Watch ===
 
 impl Watch {
@@ -92,14 +97,18 @@ impl Watch {
     }
 
     async fn list_and_follow(&mut self) -> Result<(), End> {
-        match self.open(true).await {
+        let ended = match self.open(true).await {
             Ok((stream, lasts)) => self.read(stream, lasts, true).await,
-            Err(Error::Refused(Refusal { code: 400 | 422, message, .. })) => {
-                log::debug!("no streaming list of {:?} ({message}): asking for pages", self.kind);
+            Err(error) => Err(End::Failed(error)),
+        };
+        match ended {
+            // Before the list was complete: a real server refuses within the stream when its storage is too old.
+            Err(End::Failed(Error::Refused(refusal))) if self.version.is_empty() && no_streaming(&refusal) => {
+                log::debug!("no streaming list of {:?} ({}): asking for pages", self.kind, refusal.message);
                 self.list().await?;
                 self.follow().await
             }
-            Err(error) => Err(End::Failed(error)),
+            ended => ended,
         }
     }
 

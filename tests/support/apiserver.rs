@@ -55,6 +55,8 @@ struct State {
     /// Changes up to here are forgotten.
     forgotten: u64,
     streaming: bool,
+    /// Streaming lists are taken on, and then fail.
+    streaming_fails: bool,
     /// Raised to end all watches that run.
     generation: u64,
     /// Watches up to this generation stay open, but nothing comes from them.
@@ -99,6 +101,7 @@ impl ApiServer {
             history: Vec::new(),
             forgotten: 0,
             streaming: true,
+            streaming_fails: false,
             generation: 1,
             mute: None,
             cut: false,
@@ -174,6 +177,12 @@ impl ApiServer {
     /// The newest resource version.
     pub fn version(&self) -> u64 {
         self.state().version
+    }
+
+    /// Streaming lists begin, but all that comes is an error: so it is where the storage behind the server is too old
+    /// for them.
+    pub fn fail_streaming(&self) {
+        self.state().streaming_fails = true;
     }
 
     /// Whether streaming lists are offered.
@@ -458,6 +467,12 @@ fn watch(
     let state = shared.state();
     let (generation, piece) = (state.generation, state.piece);
     let mut position = query["resourceVersion"].parse().unwrap_or(0);
+    if query.contains_key("sendInitialEvents") && state.streaming_fails {
+        drop(state);
+        send(wire, "ERROR", &status(500, "InternalError", "a storage feature is disabled"), piece)?;
+        wire.write_all(b"0\r\n\r\n")?;
+        return wire.flush();
+    }
     if query.contains_key("sendInitialEvents") {
         let initial: Vec<Value> = selected(&state, query, kind).cloned().collect();
         position = state.version;
