@@ -12,6 +12,8 @@ pub struct Backoff {
     first: Duration,
     most: Duration,
     next: Duration,
+    /// The last failure was that nobody answered.
+    silence: bool,
 }
 
 /// Failures that have been reported and are not over yet. Shared by all watches, which often fail for the same reason.
@@ -25,7 +27,20 @@ pub struct Troubles {
 impl Backoff {
     /// Waits at least half of `first` and never longer than `most`.
     pub fn new((first, most): (Duration, Duration)) -> Self {
-        Self { first, most, next: first }
+        Self { first, most, next: first, silence: false }
+    }
+
+    /// The next failure is that nobody answers.
+    pub fn nobody_answers(&mut self) {
+        self.silence = true;
+    }
+
+    /// The next failure is an answer. After silence it is a first one: a server that has just come back often refuses
+    /// for a second or two, and must not be left alone for as long as it was away.
+    pub fn somebody_answers(&mut self) {
+        if std::mem::take(&mut self.silence) {
+            self.reset();
+        }
     }
 
     /// How long to wait before the next attempt; no shorter than the server asked for.
@@ -84,6 +99,20 @@ mod tests {
         }
         backoff.reset();
         assert!(backoff.after_failure(None) <= RANGE.0);
+    }
+
+    #[test]
+    fn the_first_answer_after_silence_is_a_first_failure() {
+        let mut backoff = Backoff::new(RANGE);
+        for _ in 0..10 {
+            backoff.nobody_answers();
+            backoff.after_failure(None);
+        }
+        for expected in [200, 400, 800, 1600] {
+            backoff.somebody_answers();
+            let wait = backoff.after_failure(None);
+            assert!(wait <= Duration::from_millis(expected) && wait >= Duration::from_millis(expected / 2), "{wait:?}");
+        }
     }
 
     #[test]

@@ -73,8 +73,14 @@ impl Watch {
                 Ok(()) => (None, None),
                 Err(End::Failed(error)) => {
                     let asked = match &error {
-                        Error::Refused(refusal) => refusal.retry_after,
-                        Error::Unreachable(_) => None,
+                        Error::Refused(refusal) => {
+                            self.backoff.somebody_answers();
+                            refusal.retry_after
+                        }
+                        Error::Unreachable(_) => {
+                            self.backoff.nobody_answers();
+                            None
+                        }
                     };
                     (Some(error.to_string()), asked)
                 }
@@ -85,7 +91,10 @@ impl Watch {
                         self.version
                     );
                     self.version.clear();
-                    self.expired = true;
+                    // Not a failure yet; only when it happens time and again is it to be slowed down.
+                    if !std::mem::replace(&mut self.expired, true) {
+                        self.backoff.reset();
+                    }
                     (None, None)
                 }
             };
