@@ -123,7 +123,7 @@ async fn permissions(client: &Client) -> Check {
     check.but(
         Verdict::Fail,
         format!("this account may not list {}", forbidden.join(", ")),
-        "grant it the ClusterRole system:node-proxier: kubectl apply -f configs/rbac.yaml",
+        "use the account that configs/rbac.yaml makes, or give this one the ClusterRole system:node-proxier as is done there",
     )
 }
 
