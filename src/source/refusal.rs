@@ -29,7 +29,7 @@ pub struct Refusal {
 }
 
 /// An error with all its causes, which hyper leaves out.
-pub(super) struct Chain<'a>(pub &'a dyn std::error::Error);
+pub(super) struct Chain<'a>(pub &'a (dyn std::error::Error + 'static));
 
 // === impl Error ===
 
