@@ -220,3 +220,18 @@ fn a_token_that_is_not_accepted_is_told_from_a_server_that_is_not_there() {
     assert_eq!((silent.len(), &*silent[0].1), (1, "fail"), "{silent:?}");
     assert!(silent[0].2.contains("firewall"), "{silent:?}");
 }
+
+#[test]
+fn a_reader_who_goes_away_causes_no_panic() {
+    for arguments in [&["--help"][..], &["--version"], &["--nonsense"], &["doctor", "--manifests=/run"]] {
+        let full = || std::fs::File::options().write(true).open("/dev/full").expect("every Linux has it");
+        let status = Command::new(env!("CARGO_BIN_EXE_kube-proxy"))
+            .args(arguments)
+            .stdout(full())
+            .stderr(full())
+            .status()
+            .expect("the program starts");
+        // What a panic would end with: 101, or a signal.
+        assert!(matches!(status.code(), Some(0 | 1)), "{arguments:?}: {status}");
+    }
+}
