@@ -14,9 +14,9 @@ fn main() -> ExitCode {
         Ok(command) => command,
         Err(exit) => {
             if exit.to_stdout {
-                println!("{}", exit.message)
+                print(&exit.message)
             } else {
-                eprintln!("{}", exit.message)
+                complain(&exit.message)
             }
             return exit.code.into();
         }
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
         Err(reason) => {
             // Before there is a log, the line goes where the log would go.
             if log::max_level() == log::LevelFilter::Off {
-                eprintln!("Error: {reason}")
+                complain(&format!("Error: {reason}"))
             } else {
                 log::error!("{reason}")
             }
@@ -38,6 +38,11 @@ fn main() -> ExitCode {
 /// Prints what was asked for. A reader who has seen enough and went away is no error.
 fn print(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// Prints a complaint, if anybody listens.
+fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 fn carry_out(command: Command) -> Result<ExitCode, String> {

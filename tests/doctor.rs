@@ -4,7 +4,9 @@ mod support;
 
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use support::apiserver::{ApiServer, TOKEN};
+use support::follower::Folder;
 use support::netns::{isolated, run};
 
 /// What the doctor says: its exit code, and its report.
@@ -82,6 +84,18 @@ fn rules_of_another_mode_are_found() {
 }
 
 #[test]
+fn iptables_mode_without_iptables_is_found() {
+    let output = Command::new(env!("CARGO_BIN_EXE_kube-proxy"))
+        .args(["doctor", "--proxy-mode=iptables", "--manifests=/run"])
+        .env("PATH", "/nonexistent")
+        .output()
+        .expect("the program starts");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("iptables is not in the PATH"), "{text}");
+}
+
+#[test]
 fn two_kinds_of_iptables_are_found() {
     isolated("two_kinds_of_iptables_are_found", || {
         run("iptables-nft -t nat -N SOMEBODY");
@@ -136,4 +150,88 @@ fn people_are_told_how_to_mend() {
         assert!(text.contains("FAIL  default route"), "{text}");
         assert!(text.contains("→ ip route add default"), "{text}");
     });
+}
+
+/// What is said of the way to this server by a node named `pi`: the verdict and the text of each check that follows on
+/// the kubeconfig.
+fn way_to(server: &ApiServer, folder: &Folder) -> Vec<(String, String, String)> {
+    folder.write("ca.crt", server.authority.pem());
+    let kubeconfig = folder.write(
+        "kubeconfig",
+        &format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: it\n\
+             contexts: [{{name: it, context: {{cluster: it, user: it}}}}]\n\
+             clusters: [{{name: it, cluster: {{server: '{}', certificate-authority: ca.crt}}}}]\n\
+             users: [{{name: it, user: {{tokenFile: token}}}}]\n",
+            server.url()
+        ),
+    );
+    let (_, report) = doctor(&[&format!("--kubeconfig={}", kubeconfig.display()), "--hostname-override=pi"]);
+    let checks = report["checks"].as_array().expect("a list of checks");
+    let text = |check: &Value, key: &str| check[key].as_str().unwrap_or_default().to_owned();
+    let after = checks.iter().skip_while(|check| check["name"] != "kubeconfig").skip(1);
+    after
+        .map(|check| (text(check, "name"), text(check, "verdict"), text(check, "finding") + &text(check, "mend")))
+        .collect()
+}
+
+#[test]
+fn an_account_that_may_not_read_everything_is_found() {
+    let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
+    folder.write("token", TOKEN);
+    server.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "pi"}}));
+    let verdicts = |found: &[(String, String, String)]| -> Vec<(String, String)> {
+        found.iter().map(|(name, verdict, _)| (name.clone(), verdict.clone())).collect()
+    };
+    let healthy = way_to(&server, &folder);
+    let ok = |name: &str| (name.to_owned(), "ok".to_owned());
+    // The clock of this server stands still.
+    let clock = ("clock".to_owned(), "fail".to_owned());
+    assert_eq!(verdicts(&healthy), [ok("API server"), clock, ok("permissions"), ok("node")], "{healthy:?}");
+
+    server.forbid("EndpointSlice");
+    let found = way_to(&server, &folder);
+    let (_, verdict, text) = &found[2];
+    assert_eq!(verdict, "fail", "{found:?}");
+    assert!(text.contains("may not list endpointslices") && text.contains("system:node-proxier"), "{text}");
+    assert_eq!(found[3].1, "ok", "{found:?}");
+}
+
+#[test]
+fn a_node_that_the_cluster_does_not_know_is_found() {
+    let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
+    folder.write("token", TOKEN);
+    server.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "raspberrypi"}}));
+    let found = way_to(&server, &folder);
+    let (name, verdict, text) = found.last().expect("a check");
+    assert_eq!((&**name, &**verdict), ("node", "warn"), "{found:?}");
+    assert!(text.contains("no node pi") && text.contains("hostnameOverride"), "{text}");
+}
+
+#[test]
+fn a_token_that_is_not_accepted_is_told_from_a_server_that_is_not_there() {
+    let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
+    folder.write("token", "another-token");
+    let refused = way_to(&server, &folder);
+    assert_eq!((refused.len(), &*refused[0].1), (1, "fail"), "{refused:?}");
+    assert!(refused[0].2.contains("token") && !refused[0].2.contains("firewall"), "{refused:?}");
+    server.stop();
+    let silent = way_to(&server, &folder);
+    assert_eq!((silent.len(), &*silent[0].1), (1, "fail"), "{silent:?}");
+    assert!(silent[0].2.contains("firewall"), "{silent:?}");
+}
+
+#[test]
+fn a_reader_who_goes_away_causes_no_panic() {
+    for arguments in [&["--help"][..], &["--version"], &["--nonsense"], &["doctor", "--manifests=/run"]] {
+        let full = || std::fs::File::options().write(true).open("/dev/full").expect("every Linux has it");
+        let status = Command::new(env!("CARGO_BIN_EXE_kube-proxy"))
+            .args(arguments)
+            .stdout(full())
+            .stderr(full())
+            .status()
+            .expect("the program starts");
+        // What a panic would end with: 101, or a signal.
+        assert!(matches!(status.code(), Some(0 | 1)), "{arguments:?}: {status}");
+    }
 }

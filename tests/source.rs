@@ -172,6 +172,19 @@ fn a_server_without_streaming_lists_is_read_page_by_page() {
     );
 }
 
+/// So answers a real one, within the stream, on an etcd without progress requests (3.4, or what stands in for etcd).
+#[test]
+fn a_server_whose_streaming_lists_fail_is_read_page_by_page() {
+    let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
+    server.fail_streaming();
+    populate(&server);
+    let mut follower = Follower::api(&usual(&server, &folder), limits());
+    follower.until_listed();
+    assert!(["a", "b", "c"].iter().all(|name| follower.seen.has(&format!("Service default/{name}"))));
+    server.put(service("d", "10.96.0.4"));
+    follower.until("a change after the list", |seen| seen.has("Service default/d"));
+}
+
 #[test]
 fn a_watch_that_ends_is_resumed_without_a_list() {
     let (server, _folder, mut follower) = listed();

@@ -14,6 +14,7 @@ mod start;
 mod watchers;
 
 pub use modes::cleanup;
+pub use setup::node_name;
 pub use start::{dry_run, init_only, run};
 
 use std::cell::RefCell;

@@ -45,7 +45,7 @@ pub(super) fn serve_pages(
         configz: to_configz(&loaded.effective)?,
         flags: loaded.flags.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
         version: version(),
-        emulates: KUBERNETES_VERSION.trim_start_matches('v'),
+        emulates: KUBERNETES_VERSION.trim_start_matches('v').rsplit_once('.').map_or("", |(minor, _)| minor),
         started: SystemTime::now(),
         clock: time::clock(),
         pings: Counter::default(),

@@ -34,7 +34,10 @@ pub(super) struct Setup {
 }
 
 /// The name of our Node object (contract 3.1).
-fn node_name(config: &Config) -> Result<String, String> {
+///
+/// # Errors
+/// When there is none.
+pub fn node_name(config: &Config) -> Result<String, String> {
     let name = match &config.hostname_override {
         Some(name) => name.clone(),
         None => nix::unistd::gethostname()

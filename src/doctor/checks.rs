@@ -9,10 +9,11 @@ use crate::model::Family;
 
 /// All checks of the node itself, in the order in which they are shown.
 pub fn all(facts: &Facts) -> Vec<Check> {
-    let checks: [fn(&Facts) -> Check; 11] = [
+    let checks: [fn(&Facts) -> Check; 12] = [
         kernel,
         nf_tables,
         ipvs,
+        iptables_tools,
         iptables_mix,
         other_proxies,
         leftovers,
@@ -93,6 +94,19 @@ fn ipvs(facts: &Facts) -> Check {
             Verdict::Warn,
             "not loaded, and /lib/modules of this kernel cannot be read",
             "modprobe ip_vs on the node, and mount its /lib/modules into the pod",
+        ),
+    }
+}
+
+/// The only mode that runs programs of others.
+fn iptables_tools(facts: &Facts) -> Check {
+    match &facts.iptables_trouble {
+        _ if facts.mode != Mode::Iptables => Check::ok("tools", "none are needed in this mode"),
+        None => Check::ok("tools", "iptables is there"),
+        Some(trouble) => Check::ok("tools", "").but(
+            Verdict::Fail,
+            trouble,
+            "set `mode: nftables` in config.conf; or apt-get install iptables; or take the image with iptables",
         ),
     }
 }
@@ -252,6 +266,7 @@ mod tests {
             kernel: "6.12.34+rpt-rpi-v8".to_owned(),
             nf_tables: Family::ALL.map(|family| (family, Answer::Missing(vec![]))).into(),
             ipvs: Presence::Loaded,
+            iptables_trouble: None,
             legacy_tables: vec![],
             iptables_nft_tables: vec!["nat"],
             nftables_rules: mode == Mode::Nftables,
@@ -299,6 +314,8 @@ mod tests {
             ("ipvs", Ipvs, |f| f.ipvs = Presence::Absent, Fail),
             ("ipvs", Ipvs, |f| f.ipvs = Presence::Unknown, Warn),
             ("ipvs", Nftables, |f| f.ipvs = Presence::Absent, Ok),
+            ("tools", Iptables, |f| f.iptables_trouble = Some("iptables is not in the PATH".into()), Fail),
+            ("tools", Nftables, |f| f.iptables_trouble = Some("iptables is not in the PATH".into()), Ok),
             ("iptables", Iptables, |f| f.legacy_tables = vec!["nat".into()], Warn),
             ("processes", Nftables, |f| f.proxies = vec![proxy(7, true)], Ok),
             ("processes", Nftables, |f| f.proxies = vec![proxy(7, false)], Warn),

@@ -1,13 +1,15 @@
 //! The way from this node to the cluster: configuration, kubeconfig, API server, and whether the two clocks agree.
 //!
-//! Asks the API server once, for its version, and waits a few seconds at most.
+//! Asks the API server for its version and for one object of each kind, and waits a few seconds at most.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::report::{Check, Verdict};
+use crate::agent::node_name;
 use crate::config::{Loaded, Options};
-use crate::source::{Access, Client, Limits};
+use crate::model::Kind;
+use crate::source::{Access, Client, Limits, RequestError};
 
 /// How long a server on the same network may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -29,7 +31,7 @@ pub fn checks(options: &Options, loaded: &Result<Loaded, String>) -> Vec<Check> 
         Ok(access) => {
             let name = kubeconfig.unwrap_or("the pod's service account");
             checks.push(Check::ok("kubeconfig", format!("{name} leads to {}", access.server())));
-            checks.extend(api_server(access));
+            checks.extend(api_server(access, node_name(&loaded.config)));
         }
         Err(error) => checks.push(Check::ok("kubeconfig", "").but(
             Verdict::Fail,
@@ -59,19 +61,92 @@ fn configuration(loaded: &Result<Loaded, String>) -> Check {
     check.but(Verdict::Warn, format!("{place}: {}", loaded.warnings.join("; ")), "correct what is named")
 }
 
-fn api_server(access: Access) -> Vec<Check> {
+fn api_server(access: Access, node_name: Result<String, String>) -> Vec<Check> {
     let limits = Limits { connect: PATIENCE, answer: PATIENCE, ..Limits::default() };
     let client = Client::new(access, limits, None);
-    match smol::block_on(client.server_time()) {
-        Ok(theirs) => {
-            vec![Check::ok("API server", format!("{} answers", client.server())), clock(SystemTime::now(), theirs)]
+    smol::block_on(async {
+        match client.server_time().await {
+            Ok(theirs) => vec![
+                Check::ok("API server", format!("{} answers", client.server())),
+                clock(SystemTime::now(), theirs),
+                permissions(&client).await,
+                node(&client, node_name).await,
+            ],
+            Err(error) => vec![unanswered(&error)],
         }
-        Err(error) => vec![Check::ok("API server", "").but(
-            Verdict::Fail,
-            error.to_string(),
-            "check the address and the credentials in the kubeconfig, the route and firewalls on the way, and the \
-             clock here (`date`): with a wrong one certificates seem invalid",
-        )],
+    })
+}
+
+fn unanswered(error: &RequestError) -> Check {
+    let mend = match error {
+        RequestError::Unreachable(_) => {
+            "check the address and the CA in the kubeconfig, the route and firewalls on the way, and the clock here \
+             (`date`): with a wrong one certificates seem invalid"
+        }
+        RequestError::Refused(refusal) if refusal.code == 401 => {
+            "put a valid token where tokenFile leads (configs/rbac.yaml says how to get one), or a valid client \
+             certificate; with a wrong clock here (`date`) certificates seem invalid"
+        }
+        RequestError::Refused(_) => "look into the log of the API server, and whether the address is that of one",
+    };
+    Check::ok("API server", "").but(Verdict::Fail, error.to_string(), mend)
+}
+
+/// Everything that a proxy reads (contract 15.6). What an older server does not know is no matter of permission.
+async fn permissions(client: &Client) -> Check {
+    let kinds = [
+        (Kind::Service, "services"),
+        (Kind::EndpointSlice, "endpointslices"),
+        (Kind::Node, "nodes"),
+        (Kind::ServiceCidr, "servicecidrs"),
+    ];
+    let check = Check::ok("permissions", "all that is needed may be read");
+    let mut forbidden = Vec::new();
+    for (kind, name) in kinds {
+        match client.has_any(kind, "").await {
+            Err(RequestError::Refused(refusal)) if refusal.code == 403 => forbidden.push(name),
+            Ok(_) => {}
+            Err(RequestError::Refused(refusal)) if refusal.code == 404 => {}
+            Err(error) => {
+                let finding = format!("whether {name} may be listed could not be found out: {error}");
+                return check.but(
+                    Verdict::Warn,
+                    finding,
+                    "run this again; if it stays, look into the API server's log",
+                );
+            }
+        }
+    }
+    if forbidden.is_empty() {
+        return check;
+    }
+    check.but(
+        Verdict::Fail,
+        format!("this account may not list {}", forbidden.join(", ")),
+        "use the account that configs/rbac.yaml makes, or give this one the ClusterRole system:node-proxier as is done there",
+    )
+}
+
+/// Without its Node object a proxy knows neither this node's addresses nor its zone.
+async fn node(client: &Client, name: Result<String, String>) -> Check {
+    let name = match name {
+        Ok(name) => name,
+        Err(error) => return Check::ok("node", "").but(Verdict::Fail, error, "set hostnameOverride in config.conf"),
+    };
+    let check = Check::ok("node", format!("{name} is known to the API server"));
+    match client.has_any(Kind::Node, &name).await {
+        Ok(true) => check,
+        Ok(false) => check.but(
+            Verdict::Warn,
+            format!("the API server knows no node {name}"),
+            "compare with `kubectl get nodes`, and set hostnameOverride in config.conf (or --hostname-override) to this \
+             node's name there",
+        ),
+        Err(error) => check.but(
+            Verdict::Warn,
+            format!("whether there is a node {name} could not be found out: {error}"),
+            "mend what is above first",
+        ),
     }
 }
 
@@ -108,16 +183,20 @@ mod tests {
         checks(&options, &options.load()).into_iter().map(|check| (check.name, check.verdict, check.finding)).collect()
     }
 
-    /// Answers one request as a server does whose clock shows this.
+    /// Answers requests as a server does whose clock shows this, and which has a node to show.
     fn server(date: &'static str) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let request = BufReader::new(stream.try_clone().unwrap());
-            let end = request.lines().map(Result::unwrap).find(String::is_empty);
-            assert_eq!(end.as_deref(), Some(""), "the request has a head");
-            write!(stream, "HTTP/1.1 200 OK\r\nDate: {date}\r\nContent-Length: 2\r\n\r\n{{}}").unwrap();
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let request = BufReader::new(stream.try_clone().unwrap());
+                let end = request.lines().map(Result::unwrap).find(String::is_empty);
+                assert_eq!(end.as_deref(), Some(""), "the request has a head");
+                let body = r#"{"items":[{}]}"#;
+                let length = body.len();
+                write!(stream, "HTTP/1.1 200 OK\r\nDate: {date}\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
+            }
         });
         format!("http://{address}")
     }
@@ -133,6 +212,8 @@ mod tests {
                 ("kubeconfig", Verdict::Ok),
                 ("API server", Verdict::Ok),
                 ("clock", Verdict::Fail),
+                ("permissions", Verdict::Ok),
+                ("node", Verdict::Ok),
             ],
             "{found:?}"
         );

@@ -10,6 +10,7 @@ use nix::sys::socket::SockProtocol;
 
 use super::probe::{self, Answer};
 use crate::config::Mode;
+use crate::iptables::Tools;
 use crate::kernel::netlink::{Buffer, DUMP, Socket, attribute, text};
 use crate::model::Family;
 
@@ -24,6 +25,8 @@ pub struct Facts {
     pub nf_tables: Vec<(Family, Answer)>,
     /// Whether the kernel has IPVS.
     pub ipvs: Presence,
+    /// Why iptables cannot be run, if it cannot.
+    pub iptables_trouble: Option<String>,
     /// Tables that iptables-legacy keeps.
     pub legacy_tables: Vec<String>,
     /// Tables that iptables-nft keeps.
@@ -90,6 +93,7 @@ impl Facts {
             mode,
             nf_tables: families.iter().map(|&family| (family, probe::nf_tables(family))).collect(),
             ipvs: ipvs(&kernel),
+            iptables_trouble: Tools::require(Family::V4).err().map(|error| error.to_string()),
             legacy_tables: ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"]
                 .iter()
                 .flat_map(|path| read(path).split_whitespace().map(str::to_owned).collect::<Vec<_>>())

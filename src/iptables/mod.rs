@@ -21,7 +21,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 pub use cleanup::cleanup;
-pub use probe::supported;
+pub use probe::{Tools, supported};
 
 use crate::backend::{Backend, Error, Report};
 use crate::kernel::sysctl;
@@ -30,7 +30,7 @@ use crate::plan::{NodeFacts, PortName, ServicePlan};
 
 use held::{Held, Ordered, Unordered};
 use names::ChainName;
-use probe::{Tools, Variant};
+use probe::Variant;
 use restore::{Aside, Owner, Section};
 use rules::Detail;
 use shared::{CANARY, FIREWALL, Shape, Shared, Table};

@@ -3,9 +3,9 @@
 //! Must not change anything but its own counters: whoever reaches the port may ask.
 
 use std::rc::Rc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use hyper::header::{ACCEPT, HeaderValue, WARNING};
+use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderValue, WARNING};
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -129,7 +129,7 @@ impl Pages {
             uptime / 3600,
             uptime / 60 % 60,
             uptime % 60,
-            self.version,
+            self.version.trim_start_matches('v'),
             self.emulates,
             PATHS.join(" ")
         )
@@ -137,15 +137,20 @@ impl Pages {
 
     fn status_fields(&self) -> Value {
         json!({
-            "startTime": rfc3339(self.started),
+            "startTime": rfc3339(whole_seconds(self.started)),
             "uptimeSeconds": self.uptime(),
             // A field that the schema requires; there is no Go in here.
             "goVersion": "none",
-            "binaryVersion": self.version,
+            "binaryVersion": self.version.trim_start_matches('v'),
             "emulationVersion": self.emulates,
             "paths": PATHS,
         })
     }
+}
+
+fn whole_seconds(date: SystemTime) -> SystemTime {
+    let since = date.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs())
 }
 
 /// Answers in the form that the request accepts: text by default, structured when its kind is named, else 406.
@@ -168,6 +173,10 @@ fn negotiated(request: &Request, kind: &str, plain: impl FnOnce() -> String, fie
             object["metadata"] = json!({ "name": "kube-proxy" });
             // JSON is YAML too.
             let mut answer = typed(StatusCode::OK, media, object.to_string());
+            let whole = format!("{media};g=config.k8s.io;v={version};as={kind}");
+            if let Ok(whole) = HeaderValue::try_from(whole) {
+                answer.headers_mut().insert(CONTENT_TYPE, whole);
+            }
             if version == "v1alpha1" {
                 let warning = HeaderValue::from_static("299 - \"config.k8s.io/v1alpha1 is deprecated, use v1beta1\"");
                 answer.headers_mut().insert(WARNING, warning);
@@ -202,7 +211,7 @@ fn accepted(accept: &str, kind: &str) -> Option<Form> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant, UNIX_EPOCH};
+    use std::time::{Instant, UNIX_EPOCH};
 
     use super::*;
     use crate::observe::scrape::Build;
@@ -289,7 +298,9 @@ mod tests {
         assert_eq!(object, expected);
         let answer = ask(&pages, "/statusz", "application/json;v=v1beta1;g=config.k8s.io;as=Statusz");
         assert!(!answer.headers().contains_key(WARNING));
+        assert_eq!(answer.headers()[CONTENT_TYPE], "application/json;g=config.k8s.io;v=v1beta1;as=Statusz");
         let object: Value = serde_json::from_str(answer.body()).unwrap();
+        assert_eq!((&object["binaryVersion"], &object["emulationVersion"]), (&json!("0.1.0"), &json!("1.36")));
         assert_eq!((&object["uptimeSeconds"], &object["startTime"]), (&json!(3725), &json!("1970-01-01T00:00:00Z")));
     }
 

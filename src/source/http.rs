@@ -15,6 +15,8 @@ use hyper::{Method, Request, Response};
 use super::auth::Access;
 use super::connect::{Connection, within};
 use super::refusal::{Chain, Error, Refusal};
+use super::requests::Objects;
+use crate::model::Kind;
 
 /// Most that an error page may say.
 const LARGEST_ERROR: usize = 64 * 1024;
@@ -130,6 +132,16 @@ impl Client {
         let date = headers.get(DATE).and_then(|date| date.to_str().ok());
         date.and_then(|date| httpdate::parse_http_date(date).ok())
             .ok_or_else(|| self.unreachable(&"its answer has no date"))
+    }
+
+    /// Whether there is anything of this kind that a proxy on this node would read.
+    ///
+    /// # Errors
+    /// When there is no answer, one that is not 2xx (403: this account may not list them), or one that is no list.
+    pub async fn has_any(&self, kind: Kind, node_name: &str) -> Result<bool, Error> {
+        let body = self.get(&Objects::new(kind, node_name).page(1, "")).await?;
+        let list: serde_json::Value = serde_json::from_slice(&body).map_err(|error| self.unreachable(&error))?;
+        Ok(list["items"].as_array().is_some_and(|items| !items.is_empty()))
     }
 
     /// Opens a stream on a connection of its own.

@@ -48,7 +48,9 @@ pub enum Regarding {
 impl Client {
     /// Creates an event, trying again while the server cannot be reached or is busy. Spawn it and forget it.
     pub async fn post_event(&self, notice: Notice) {
-        let event = notice.event(Timestamp::now());
+        // The host's own name, whatever the node is called.
+        let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let event = notice.event(&host, Timestamp::now());
         let namespace = event.metadata.namespace.clone().unwrap_or_default();
         let path = format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events");
         let body = serde_json::to_vec(&event).expect("an event has only strings and times, which are valid JSON");
@@ -72,7 +74,7 @@ impl Client {
 // === impl Notice ===
 
 impl Notice {
-    fn event(&self, now: Timestamp) -> ApiEvent {
+    fn event(&self, host: &str, now: Timestamp) -> ApiEvent {
         let (kind, namespace, name) = match &self.regarding {
             Regarding::Node => ("Node", None, &*self.node_name),
             Regarding::Service(service) => ("Service", Some(service.namespace().to_owned()), service.name()),
@@ -89,7 +91,7 @@ impl Notice {
             action: Some(self.action.into()),
             note: Some(self.note.clone()).filter(|note| !note.is_empty()),
             reporting_controller: Some("kube-proxy".into()),
-            reporting_instance: Some(format!("kube-proxy-{}", self.node_name)),
+            reporting_instance: Some(format!("kube-proxy-{host}")),
             regarding: Some(ObjectReference {
                 api_version: Some("v1".into()),
                 kind: Some(kind.into()),
@@ -119,19 +121,19 @@ mod tests {
             note: String::new(),
         };
         assert_eq!(
-            serde_json::to_value(notice.event(now)).unwrap(),
+            serde_json::to_value(notice.event("host", now)).unwrap(),
             json!({
                 "apiVersion": "events.k8s.io/v1", "kind": "Event",
                 "metadata": {"name": "pi.17a668b730014970", "namespace": "default"},
                 "eventTime": "2024-01-02T03:04:05.000006Z", "type": "Normal",
                 "reason": "Starting", "action": "StartKubeProxy",
-                "reportingController": "kube-proxy", "reportingInstance": "kube-proxy-pi",
+                "reportingController": "kube-proxy", "reportingInstance": "kube-proxy-host",
                 "regarding": {"apiVersion": "v1", "kind": "Node", "name": "pi"},
             })
         );
         notice.regarding = Regarding::Service(ObjectName::new("shop", "web"));
         notice.note = "node pi failed".into();
-        let event = serde_json::to_value(notice.event(now)).unwrap();
+        let event = serde_json::to_value(notice.event("host", now)).unwrap();
         assert_eq!(event["metadata"]["namespace"], "shop");
         assert_eq!(event["note"], "node pi failed");
         assert_eq!(event["regarding"]["namespace"], "shop");

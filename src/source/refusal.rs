@@ -1,6 +1,7 @@
 //! Why a request to the API server failed, in one line that says how to mend it.
 
 use std::fmt;
+use std::io;
 use std::time::Duration;
 
 use hyper::StatusCode;
@@ -28,7 +29,7 @@ pub struct Refusal {
 }
 
 /// An error with all its causes, which hyper leaves out.
-pub(super) struct Chain<'a>(pub &'a dyn std::error::Error);
+pub(super) struct Chain<'a>(pub &'a (dyn std::error::Error + 'static));
 
 // === impl Error ===
 
@@ -87,11 +88,14 @@ impl fmt::Display for Refusal {
 
 impl fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
+        let causes = || std::iter::successors(Some(self.0), |error| error.source());
+        // rustls says at length, and with a link, that there was no farewell; a server that is killed sends none.
+        let ended = |error: &io::Error| error.kind() == io::ErrorKind::UnexpectedEof;
+        if causes().any(|error| error.downcast_ref::<io::Error>().is_some_and(ended)) {
+            return f.write_str("the server closed it without a farewell");
+        }
+        for (depth, error) in causes().enumerate() {
+            write!(f, "{}{error}", if depth == 0 { "" } else { ": " })?;
         }
         Ok(())
     }
@@ -101,6 +105,14 @@ impl fmt::Display for Chain<'_> {
 mod tests {
     use super::*;
     use hyper::header::HeaderValue;
+
+    #[test]
+    fn an_error_comes_with_its_causes_and_without_lectures() {
+        let broken = io::Error::other(io::Error::other("cause"));
+        assert_eq!(Chain(&broken).to_string(), "cause");
+        let killed = io::Error::new(io::ErrorKind::UnexpectedEof, "no close_notify: see https://example.com");
+        assert_eq!(Chain(&killed).to_string(), "the server closed it without a farewell");
+    }
 
     fn refusal(code: u16, retry_after: Option<&'static str>, body: &str) -> Refusal {
         let mut headers = HeaderMap::new();

@@ -12,6 +12,10 @@ pub struct Backoff {
     first: Duration,
     most: Duration,
     next: Duration,
+    /// The last failure was that nobody answered.
+    silence: bool,
+    /// An answer after silence was taken for a first failure, and nothing has worked since.
+    forgiven: bool,
 }
 
 /// Failures that have been reported and are not over yet. Shared by all watches, which often fail for the same reason.
@@ -25,7 +29,21 @@ pub struct Troubles {
 impl Backoff {
     /// Waits at least half of `first` and never longer than `most`.
     pub fn new((first, most): (Duration, Duration)) -> Self {
-        Self { first, most, next: first }
+        Self { first, most, next: first, silence: false, forgiven: false }
+    }
+
+    /// The next failure is that nobody answers.
+    pub fn nobody_answers(&mut self) {
+        self.silence = true;
+    }
+
+    /// The next failure is an answer. After silence it is a first one: a server that has just come back often refuses
+    /// for a second or two, and must not be left alone for as long as it was away. Once, until something works: half a
+    /// server behind a balancer must not be asked without rest.
+    pub fn somebody_answers(&mut self) {
+        if std::mem::take(&mut self.silence) && !std::mem::replace(&mut self.forgiven, true) {
+            self.next = self.first;
+        }
     }
 
     /// How long to wait before the next attempt; no shorter than the server asked for.
@@ -38,6 +56,7 @@ impl Backoff {
     /// Things work: the next failure is a first one.
     pub fn reset(&mut self) {
         self.next = self.first;
+        self.forgiven = false;
     }
 }
 
@@ -84,6 +103,31 @@ mod tests {
         }
         backoff.reset();
         assert!(backoff.after_failure(None) <= RANGE.0);
+    }
+
+    #[test]
+    fn the_first_answer_after_silence_is_a_first_failure_but_only_once() {
+        let mut backoff = Backoff::new(RANGE);
+        let silence = |backoff: &mut Backoff| {
+            for _ in 0..10 {
+                backoff.nobody_answers();
+                backoff.after_failure(None);
+            }
+        };
+        let answer = |backoff: &mut Backoff| {
+            backoff.somebody_answers();
+            backoff.after_failure(None)
+        };
+        silence(&mut backoff);
+        for most in [200, 400, 800, 1600] {
+            let wait = answer(&mut backoff);
+            assert!(wait <= Duration::from_millis(most) && wait >= Duration::from_millis(most / 2), "{wait:?}");
+        }
+        silence(&mut backoff);
+        assert!(answer(&mut backoff) >= RANGE.1 / 2);
+        backoff.reset();
+        silence(&mut backoff);
+        assert!(answer(&mut backoff) <= RANGE.0);
     }
 
     #[test]

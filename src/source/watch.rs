@@ -46,6 +46,11 @@ enum End {
     Deaf,
 }
 
+/// Whether a plain list is worth a try after this: not where it would be refused as well, or is one request too many.
+fn no_streaming(refusal: &Refusal) -> bool {
+    !matches!(refusal.code, 401 | 403 | 404 | 429 | 503 | 504)
+}
+
 // === impl Watch ===
 
 impl Watch {
@@ -68,8 +73,14 @@ impl Watch {
                 Ok(()) => (None, None),
                 Err(End::Failed(error)) => {
                     let asked = match &error {
-                        Error::Refused(refusal) => refusal.retry_after,
-                        Error::Unreachable(_) => None,
+                        Error::Refused(refusal) => {
+                            self.backoff.somebody_answers();
+                            refusal.retry_after
+                        }
+                        Error::Unreachable(_) => {
+                            self.backoff.nobody_answers();
+                            None
+                        }
                     };
                     (Some(error.to_string()), asked)
                 }
@@ -80,7 +91,10 @@ impl Watch {
                         self.version
                     );
                     self.version.clear();
-                    self.expired = true;
+                    // Not a failure yet; only when it happens time and again is it to be slowed down.
+                    if !std::mem::replace(&mut self.expired, true) {
+                        self.backoff.reset();
+                    }
                     (None, None)
                 }
             };
@@ -92,14 +106,18 @@ impl Watch {
     }
 
     async fn list_and_follow(&mut self) -> Result<(), End> {
-        match self.open(true).await {
+        let ended = match self.open(true).await {
             Ok((stream, lasts)) => self.read(stream, lasts, true).await,
-            Err(Error::Refused(Refusal { code: 400 | 422, message, .. })) => {
-                log::debug!("no streaming list of {:?} ({message}): asking for pages", self.kind);
+            Err(error) => Err(End::Failed(error)),
+        };
+        match ended {
+            // Before the list was complete: a real server refuses within the stream when its storage is too old.
+            Err(End::Failed(Error::Refused(refusal))) if self.version.is_empty() && no_streaming(&refusal) => {
+                log::debug!("no streaming list of {:?} ({}): asking for pages", self.kind, refusal.message);
                 self.list().await?;
                 self.follow().await
             }
-            Err(error) => Err(End::Failed(error)),
+            ended => ended,
         }
     }
 

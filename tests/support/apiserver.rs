@@ -55,6 +55,8 @@ struct State {
     /// Changes up to here are forgotten.
     forgotten: u64,
     streaming: bool,
+    /// Streaming lists are taken on, and then fail.
+    streaming_fails: bool,
     /// Raised to end all watches that run.
     generation: u64,
     /// Watches up to this generation stay open, but nothing comes from them.
@@ -65,6 +67,8 @@ struct State {
     piece: usize,
     /// How many requests are to be refused, with which status and which `Retry-After`.
     refusals: (usize, u16, Option<u32>),
+    /// A kind that nobody may see.
+    forbidden: Option<&'static str>,
     requests: Vec<Request>,
     events: Vec<Value>,
     connections: Vec<TcpStream>,
@@ -97,11 +101,13 @@ impl ApiServer {
             history: Vec::new(),
             forgotten: 0,
             streaming: true,
+            streaming_fails: false,
             generation: 1,
             mute: None,
             cut: false,
             piece: usize::MAX,
             refusals: (0, 0, None),
+            forbidden: None,
             requests: Vec::new(),
             events: Vec::new(),
             connections: Vec::new(),
@@ -173,6 +179,12 @@ impl ApiServer {
         self.state().version
     }
 
+    /// Streaming lists begin, but all that comes is an error: so it is where the storage behind the server is too old
+    /// for them.
+    pub fn fail_streaming(&self) {
+        self.state().streaming_fails = true;
+    }
+
     /// Whether streaming lists are offered.
     pub fn streaming(&self, offered: bool) {
         self.state().streaming = offered;
@@ -214,6 +226,11 @@ impl ApiServer {
     /// Refuses the next requests.
     pub fn refuse(&self, requests: usize, status: u16, retry_after: Option<u32>) {
         self.state().refusals = (requests, status, retry_after);
+    }
+
+    /// From now on nobody may see objects of this kind.
+    pub fn forbid(&self, kind: &'static str) {
+        self.state().forbidden = Some(kind);
     }
 
     /// Refusals that nobody got yet.
@@ -374,6 +391,8 @@ fn answer(shared: &Shared, (request, body): &mut (Request, Vec<u8>), wire: &mut 
         Some((status(code, "Injected", "refused for the test"), retry_after))
     } else if !request.certified && request.headers.get("authorization") != Some(&format!("Bearer {}", state.token)) {
         Some((status(401, "Unauthorized", "Unauthorized"), None))
+    } else if resource.is_some_and(|(.., kind)| state.forbidden == Some(kind)) {
+        Some((status(403, "Forbidden", "forbidden for the test"), None))
     } else if query.contains_key("sendInitialEvents") && !state.streaming {
         Some((status(422, "Invalid", "sendInitialEvents is forbidden"), None))
     } else {
@@ -448,6 +467,12 @@ fn watch(
     let state = shared.state();
     let (generation, piece) = (state.generation, state.piece);
     let mut position = query["resourceVersion"].parse().unwrap_or(0);
+    if query.contains_key("sendInitialEvents") && state.streaming_fails {
+        drop(state);
+        send(wire, "ERROR", &status(500, "InternalError", "a storage feature is disabled"), piece)?;
+        wire.write_all(b"0\r\n\r\n")?;
+        return wire.flush();
+    }
     if query.contains_key("sendInitialEvents") {
         let initial: Vec<Value> = selected(&state, query, kind).cloned().collect();
         position = state.version;
