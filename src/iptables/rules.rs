@@ -11,7 +11,7 @@ use crate::model::Family;
 use crate::plan::{Endpoint, PortPlan, Route, ServicePlan};
 
 use super::names::{ChainName, Kind, PortChains, Socket};
-use super::shared::{MARK_MASQ, Shape, Shared};
+use super::shared::{COUNTERS, MARK_MASQ, Shape, Shared, nfacct};
 
 /// `xt_statistic` keeps a probability in units of 2^-31.
 const CERTAIN: u64 = 1 << 31;
@@ -158,6 +158,11 @@ impl Port<'_> {
                 self.rules.shared.push((Shared::Services, rule));
             }
             if let Some(port) = plan.node_port {
+                if self.shape.counted && self.shape.localhost_node_ports() {
+                    let matching = self.matching("-d 127.0.0.0/8 ", "", "", port);
+                    let rule = format!("{matching} {}-j {external}", nfacct(COUNTERS[1]));
+                    self.rules.shared.push((Shared::NodePorts, rule));
+                }
                 let rule = format!("{} -j {external}", self.matching("", "", "", port));
                 self.rules.shared.push((Shared::NodePorts, rule));
             }

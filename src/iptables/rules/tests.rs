@@ -16,7 +16,7 @@ fn shape() -> Shape {
         node_port_addresses: NodePortAddresses::All,
         service_cidrs: Vec::new(),
     };
-    Shape::new(&facts, Options { localhost_node_ports: true, tcp_be_liberal: false })
+    Shape::new(&facts, Options { localhost_node_ports: true, tcp_be_liberal: false }, false)
 }
 
 fn endpoint(address: &str, local: bool) -> Endpoint {
