@@ -146,12 +146,7 @@ fn search(
 }
 
 /// One call of the tool.
-fn attempt(
-    tools: Tools,
-    sections: &mut [Section],
-    part: &Part,
-    aside: &Aside,
-) -> Result<Result<(), Culprit>, Error> {
+fn attempt(tools: Tools, sections: &mut [Section], part: &Part, aside: &Aside) -> Result<Result<(), Culprit>, Error> {
     let (text, origins) =
         compose(sections, part, aside).map_err(|error| Error(format!("write rules to memory: {error}")))?;
     let copy = text.try_clone().map_err(|error| Error(format!("write rules to memory: {error}")))?;

@@ -83,11 +83,10 @@ impl Watch {
         }
         // A table that grew was not flushed.
         let grew = |table: Table| match (self.known, now) {
-            (Some(Stamp::Sizes(before)), Some(Stamp::Sizes(now))) => {
-                TABLES.iter().zip(before.iter().zip(&now)).any(|(of, (before, now))| {
-                    *of == table && (before == now || before.entries < now.entries)
-                })
-            }
+            (Some(Stamp::Sizes(before)), Some(Stamp::Sizes(now))) => TABLES
+                .iter()
+                .zip(before.iter().zip(&now))
+                .any(|(of, (before, now))| *of == table && (before == now || before.entries < now.entries)),
             _ => false,
         };
         let suspects: Vec<Table> = TABLES.into_iter().filter(|table| !grew(*table)).collect();
@@ -99,9 +98,7 @@ impl Watch {
     /// Whether the canary of the mangle table is there.
     pub fn has_canary(&mut self, tools: Tools) -> bool {
         match &mut self.nft {
-            Some(nft) => {
-                nft.has_chain(table_family(self.family), Table::Mangle.as_str(), CANARY).unwrap_or(true)
-            }
+            Some(nft) => nft.has_chain(table_family(self.family), Table::Mangle.as_str(), CANARY).unwrap_or(true),
             None => !matches!(tools.chain(Table::Mangle, CANARY), Ok(None)),
         }
     }
