@@ -5,7 +5,7 @@ use crate::iptables::Options;
 use crate::model::{ObjectName, Protocol};
 use crate::plan::{LocalTraffic, NodeFacts, NodePortAddresses, PortName};
 
-const ALL: Detail = Detail { comments: false, chains: true };
+const ALL: Detail = Detail { comments: false, chains: true, terse: false };
 
 fn shape() -> Shape {
     let facts = NodeFacts {
@@ -306,7 +306,7 @@ fn internal_policy_local_without_local_endpoints() {
 
 #[test]
 fn endpoints_without_a_chain_of_their_own() {
-    let more = |plan| written(&shape(), plan, Detail { comments: true, chains: false });
+    let more = |plan| written(&shape(), plan, Detail { comments: true, chains: false, terse: false });
     let choosing: Vec<_> =
         more(port()).into_iter().filter(|line| line.contains("->") || line.contains("SEP")).collect();
     assert_eq!(
@@ -321,6 +321,20 @@ fn endpoints_without_a_chain_of_their_own() {
     );
     let affine = |detail| written(&shape(), PortPlan { affinity: Some(1), ..port() }, detail);
     assert_eq!(affine(Detail { chains: false, ..ALL }), affine(ALL), "affinity needs every chain");
+}
+
+#[test]
+fn what_is_terse_says_only_what_decides() {
+    let terse = |port| written(&shape(), port, Detail { comments: false, chains: false, terse: true });
+    let [masquerade, .., services] = &terse(port())[2..] else { panic!("{:?}", terse(port())) };
+    assert_eq!(masquerade, "-A KUBE-SVC-x ! -s 10.0.0.0/8 -j KUBE-MARK-MASQ");
+    assert_eq!(services, "nat: -A KUBE-SERVICES -d 172.30.0.41/32 -p tcp -m tcp --dport 80 -j KUBE-SVC-x");
+    let external = terse(PortPlan { node_port: Some(3001), ..port() });
+    assert_eq!(
+        external[2], "-A KUBE-SVC-x ! -s 10.0.0.0/8 -d 172.30.0.41/32 -p tcp -m tcp --dport 80 -j KUBE-MARK-MASQ",
+        "traffic from outside comes there too"
+    );
+    assert_eq!(external.last().unwrap(), "nat: -A KUBE-NODEPORTS -p tcp -m tcp --dport 3001 -j KUBE-EXT-x");
 }
 
 #[test]
