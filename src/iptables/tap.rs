@@ -56,13 +56,23 @@ impl Tap {
     }
 
     /// Ends the text and waits. Whether the tool took all of it, or had nothing to take.
-    pub fn ended_well(self) -> bool {
-        let Some(Running { mut tool, mut text, .. }) = self.running else { return !self.failed };
+    pub fn ended_well(mut self) -> bool {
+        let Some(Running { mut tool, mut text, .. }) = self.running.take() else { return !self.failed };
         let written = text.write_all(b"COMMIT\n").and_then(|()| text.flush());
         // What could not be written before cannot be written now.
         let (stdin, _rest) = text.into_parts();
         drop(stdin);
         let status = tool.wait();
         !self.failed && written.is_ok() && status.is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for Tap {
+    /// A text that nobody ended is not carried out; the tool is waited for all the same.
+    fn drop(&mut self) {
+        if let Some(Running { mut tool, text, .. }) = self.running.take() {
+            drop(text);
+            let _ = tool.wait();
+        }
     }
 }
