@@ -39,6 +39,21 @@ pub struct Report {
     pub changes: usize,
     /// Service ports that could not be programmed, with the reason. All others are.
     pub set_aside: Vec<(PortName, String)>,
+    /// How often a tool refused a text, where a tool is used.
+    pub refusals: usize,
+    /// How many rules each table has of ours, for backends whose tables have rules that are worth counting.
+    pub tables: Vec<Rules>,
+}
+
+/// The rules of one table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// The table.
+    pub table: &'static str,
+    /// How many rules are ours.
+    pub owned: usize,
+    /// How many of them this call wrote.
+    pub written: usize,
 }
 
 /// Why a backend could not do its work. Nothing that was programmed before is lost.

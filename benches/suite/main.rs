@@ -12,6 +12,7 @@ mod plot;
 mod proxy;
 mod replay;
 mod report;
+mod rules;
 mod traffic;
 #[allow(dead_code, reason = "the tests use more of it")]
 #[path = "../../tests/support/apiserver/wire.rs"]
@@ -28,6 +29,8 @@ Usage: cargo bench --bench suite -- [OPTION]...
 
   --binary PATH     the proxy to measure, instead of the one that was just built
   --peer PATH       another kube-proxy, measured beside it; may be given several times
+  --mode MODE       nftables, if not given, or iptables: then --binary, --peer, --services and --starts count,
+                    in both variants of the tools, and --variant nft or legacy names one of them
   --services N,...  how many Services, 20,1000 if not given
   --starts N        how often each start is repeated, once if not given
   --day N           also N changes as fast as they go, at the first size of at least 1000
@@ -45,6 +48,8 @@ struct Wishes {
     traffic: Vec<usize>,
     write: Option<PathBuf>,
     check: Option<PathBuf>,
+    iptables: bool,
+    variants: Vec<String>,
 }
 
 fn main() -> ExitCode {
@@ -68,6 +73,9 @@ fn carry_out(words: Vec<String>) -> Result<(), String> {
     let wishes = Wishes::read(&words)?;
     if let Some(file) = &wishes.check {
         return check::check(&wishes.binary, file);
+    }
+    if wishes.iptables {
+        return measure_rules(&wishes);
     }
     let mut load = Vec::new();
     let subjects = [&wishes.binary].into_iter().chain(&wishes.peers);
@@ -117,6 +125,24 @@ fn carry_out(words: Vec<String>) -> Result<(), String> {
     }
 }
 
+/// iptables mode, everybody beside everybody.
+fn measure_rules(wishes: &Wishes) -> Result<(), String> {
+    let mut outcomes = Vec::new();
+    for (variant, &services) in wishes.variants.iter().flat_map(|v| wishes.services.iter().map(move |n| (v, n))) {
+        for (index, binary) in [&wishes.binary].into_iter().chain(&wishes.peers).enumerate() {
+            let Subject { name, binary, .. } = subject(index, binary);
+            eprintln!("{name} with {services} Services, iptables-{variant}, load {:.1}", load_average());
+            let alone = if index == 0 { wishes.starts } else { 0 };
+            let job = rules::Job { binary, variant: variant.clone(), services, alone };
+            let outcome: rules::Outcome = send_in("rules", &job)?;
+            outcomes.push((name, job, outcome));
+            eprintln!("{}", rules::page(&outcomes[outcomes.len() - 1..]));
+        }
+    }
+    println!("{}", rules::page(&outcomes));
+    Ok(())
+}
+
 /// What [`send_in`] asked for.
 fn work_inside(words: &[String]) -> Result<(), String> {
     let [kind, job] = words else { return Err("inside: a kind and a job are needed".into()) };
@@ -124,6 +150,7 @@ fn work_inside(words: &[String]) -> Result<(), String> {
     let broken = |error: serde_json::Error| format!("{job}: {error}");
     match kind.as_str() {
         "measure" => tell(&measure::measure(&serde_json::from_str(job).map_err(broken)?, &folder)?),
+        "rules" => tell(&rules::measure(&serde_json::from_str(job).map_err(broken)?, &folder)?),
         "traffic" => tell(&traffic::measure(&serde_json::from_str(job).map_err(broken)?, &folder)?),
         "counted" => tell(&check::counted(&serde_json::from_str(job).map_err(broken)?, &folder)?),
         other => Err(format!("inside: {other} is not known")),
@@ -153,6 +180,8 @@ impl Wishes {
             traffic: Vec::new(),
             write: None,
             check: None,
+            iptables: false,
+            variants: vec!["nft".to_owned(), "legacy".to_owned()],
         };
         // `cargo bench` adds a word of its own.
         let mut words = words.iter().filter(|word| *word != "--bench");
@@ -163,6 +192,8 @@ impl Wishes {
             match name.as_str() {
                 "--binary" => wishes.binary = value.into(),
                 "--peer" => wishes.peers.push(value.into()),
+                "--mode" if value == "nftables" || value == "iptables" => wishes.iptables = value == "iptables",
+                "--variant" => wishes.variants = vec![value.clone()],
                 "--services" => wishes.services = numbers()?,
                 "--starts" => wishes.starts = number(value)?.max(1),
                 "--day" => wishes.day = number(value)? as u32,

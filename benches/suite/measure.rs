@@ -131,7 +131,7 @@ pub struct Day {
 pub fn measure(job: &Job, folder: &Path) -> Result<Outcome, String> {
     let server = ApiServer::start(Cluster::new(job.services, job.endpoints))
         .map_err(|error| format!("the API server does not start: {error}"))?;
-    let config = write_config(folder, &server).map_err(|error| format!("{}: {error}", folder.display()))?;
+    let config = write_config(folder, &server, "nftables").map_err(|error| format!("{}: {error}", folder.display()))?;
     let log = folder.join("log");
     let explain = |error: String| {
         let text = std::fs::read_to_string(&log).unwrap_or_default();
@@ -330,7 +330,7 @@ fn kernel_memory() -> u64 {
 }
 
 /// What the proxy itself says of its first full sync; the families are one after another.
-fn full_sync() -> Option<f64> {
+pub fn full_sync() -> Option<f64> {
     let text = shell("curl -s http://127.0.0.1:10249/metrics").ok()?;
     let sums = text.lines().filter(|line| line.starts_with("kubeproxy_sync_full_proxy_rules_duration_seconds_sum"));
     let sums: Vec<f64> = sums.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
@@ -363,7 +363,8 @@ pub fn run(line: &str) -> Result<(), String> {
     shell(line).map(drop)
 }
 
-fn shell(line: &str) -> Result<String, String> {
+/// Runs a shell command line; what it printed.
+pub fn shell(line: &str) -> Result<String, String> {
     let output = Command::new("sh").args(["-ec", line]).stdin(Stdio::null()).output().map_err(|e| e.to_string())?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());

@@ -28,11 +28,11 @@ pub struct Cost {
     pub cpu: u64,
 }
 
-/// Writes kubeconfig and configuration into a folder; the path of the latter.
+/// Writes kubeconfig and configuration for a mode into a folder; the path of the latter.
 ///
 /// # Errors
 /// When they cannot be written.
-pub fn write_config(folder: &Path, server: &ApiServer) -> io::Result<PathBuf> {
+pub fn write_config(folder: &Path, server: &ApiServer, mode: &str) -> io::Result<PathBuf> {
     let (authority, kubeconfig) = (folder.join("ca.pem"), folder.join("kubeconfig"));
     fs::write(&authority, &server.authority)?;
     fs::write(
@@ -50,9 +50,9 @@ pub fn write_config(folder: &Path, server: &ApiServer) -> io::Result<PathBuf> {
     fs::write(
         &config,
         format!(
-            "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: nftables\n\
+            "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: {mode}\n\
              clientConnection: {{kubeconfig: '{}'}}\nhostnameOverride: {NODE}\nbindAddress: 192.0.2.1\n\
-             clusterCIDR: {CLUSTER_CIDR}\nnftables: {{minSyncPeriod: 1ms, syncPeriod: 1h0m0s}}\n\
+             clusterCIDR: {CLUSTER_CIDR}\n{mode}: {{minSyncPeriod: 1ms, syncPeriod: 1h0m0s}}\n\
              conntrack: {{maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}}\n",
             kubeconfig.display()
         ),

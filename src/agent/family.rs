@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use super::modes::Leftovers;
-use crate::backend::{Backend, Error, Report};
+use crate::backend::{Backend, Error, Report, Rules};
 use crate::model::{Family, NameSet, ObjectName, Store};
 use crate::plan::flows::Stale;
 use crate::plan::{Here, Ledger, NodeFacts, PortName, Tally};
@@ -25,12 +25,14 @@ pub struct Proxy {
     leftovers: Option<Leftovers>,
     /// Service ports that could not be programmed, with the reason.
     set_aside: HashMap<PortName, String>,
+    /// How often a tool refused a text since it was last told.
+    refusals: usize,
+    /// The rules of each table, where the backend counts them.
+    tables: Vec<Rules>,
 }
 
 /// What a sync did.
 pub struct Synced {
-    /// It looked at everything.
-    pub full: bool,
     /// Elements, rules or real servers changed in the kernel.
     pub changes: usize,
     /// UDP flows to be forgotten.
@@ -53,6 +55,8 @@ impl Proxy {
             pending: NameSet::default(),
             leftovers: Some(leftovers),
             set_aside: HashMap::new(),
+            refusals: 0,
+            tables: Vec::new(),
         }
     }
 
@@ -80,6 +84,11 @@ impl Proxy {
         }
     }
 
+    /// Whether the next sync writes changes, and not everything.
+    pub fn is_loaded(&self) -> bool {
+        self.loaded
+    }
+
     /// Whether there is anything to do.
     pub fn is_pending(&self) -> bool {
         !self.loaded || !self.pending.is_empty()
@@ -101,7 +110,7 @@ impl Proxy {
             log::warn!("{clash}");
         }
         self.loaded = outcome.is_ok();
-        Ok(Synced { full, changes: outcome?, stale: self.ledger.take_stale() })
+        Ok(Synced { changes: outcome?, stale: self.ledger.take_stale() })
     }
 
     /// Looks whether our rules are still there; a sync is needed if not.
@@ -126,6 +135,16 @@ impl Proxy {
     /// Service ports that could not be programmed.
     pub fn set_aside(&self) -> usize {
         self.set_aside.len()
+    }
+
+    /// How often a tool refused a text since this was asked last.
+    pub fn take_refusals(&mut self) -> usize {
+        std::mem::take(&mut self.refusals)
+    }
+
+    /// The rules of each table as of the last sync, where the backend counts them.
+    pub fn tables(&self) -> &[Rules] {
+        &self.tables
     }
 
     /// Health checks that changed: what a Service's server is to answer.
@@ -162,7 +181,12 @@ impl Proxy {
         let changes = self.note(report);
         self.loaded = true;
         self.pending = freed;
-        Ok(changes + self.update(store)?)
+        let written: Vec<usize> = self.tables.iter().map(|table| table.written).collect();
+        let more = self.update(store)?;
+        if more > 0 {
+            self.tables.iter_mut().zip(written).for_each(|(table, before)| table.written += before);
+        }
+        Ok(changes + more)
     }
 
     fn update(&mut self, store: &Store) -> Result<usize, Error> {
@@ -181,6 +205,8 @@ impl Proxy {
             log::error!(ip_family = self.family.as_str(); "Service port {port} cannot be programmed: {reason}");
             self.set_aside.insert(port, reason);
         }
+        self.refusals += report.refusals;
+        self.tables = report.tables;
         report.changes
     }
 }

@@ -38,6 +38,9 @@ use watchers::Watchers;
 /// How many events are taken in before the loop looks at anything else.
 const EVENTS_PER_TURN: usize = 4096;
 
+/// Whoever flushes one table of iptables goes on with the next: rules in between would make that fail.
+const FLUSHING: Duration = Duration::from_millis(500);
+
 /// Why a turn of the loop begins.
 enum Wake {
     Event(Event),
@@ -217,9 +220,10 @@ impl Agent {
                 continue;
             }
             let started = Instant::now();
+            let full = !proxy.borrow().is_loaded();
             let outcome = proxy.borrow_mut().sync(&self.store);
             succeeded &= outcome.is_ok();
-            self.watchers.synced(proxy, outcome, started);
+            self.watchers.synced(proxy, full, outcome, started);
             self.watchers.feed_watchdog(Instant::now());
         }
         let ended = Instant::now();
@@ -241,8 +245,13 @@ impl Agent {
         let now = Instant::now();
         if self.inspect_at <= now {
             self.inspect_at = now + self.inspection_period();
+            let mut missing = false;
             for proxy in &self.proxies {
-                proxy.borrow_mut().inspect();
+                let was_loaded = proxy.borrow().is_loaded();
+                missing |= was_loaded && !proxy.borrow_mut().inspect();
+            }
+            if missing && self.config.mode == Mode::Iptables {
+                self.pace.hold(now + FLUSHING);
             }
         }
         if self.tick_at.is_some_and(|at| at <= now) {
@@ -260,9 +269,9 @@ impl Agent {
     fn inspection_period(&self) -> Duration {
         const SHORTEST: Duration = Duration::from_secs(1);
         match self.config.mode {
-            // One number is read, and compared.
-            Mode::Nftables => SHORTEST,
-            Mode::Iptables | Mode::Ipvs => self.config.sync_period.max(SHORTEST),
+            // One number is read, and compared; three where iptables is the legacy variant.
+            Mode::Nftables | Mode::Iptables => SHORTEST,
+            Mode::Ipvs => self.config.sync_period.max(SHORTEST),
         }
     }
 }

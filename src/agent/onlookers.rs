@@ -17,6 +17,8 @@ use super::modes::IPVS_DEPRECATION;
 use super::setup::Setup;
 use crate::cli::{KUBERNETES_VERSION, full_version, go_arch};
 use crate::config::{Loaded, Mode, to_configz};
+use crate::iptables;
+use crate::kernel::nfacct;
 use crate::model::Family;
 use crate::observe::exposition::Counter;
 use crate::observe::health::Health;
@@ -96,6 +98,27 @@ pub(super) fn expose_traffic(metrics: &Metrics, proxies: &[Rc<RefCell<Proxy>>]) 
             let family = proxy.borrow().family();
             for (port, packets, bytes) in proxy.borrow_mut().traffic() {
                 each(Traffic { port: &port, family, packets, bytes });
+            }
+        }
+    }));
+}
+
+/// Lets scrapes read what iptables rules count into, where they do (contract 13).
+pub(super) fn expose_counters(metrics: &Metrics) {
+    const SERIES: [(&str, &str); 2] = [
+        (
+            "kubeproxy_iptables_ct_state_invalid_dropped_packets_total",
+            "[ALPHA] Packets dropped because connection tracking called them INVALID",
+        ),
+        (
+            "kubeproxy_iptables_localhost_nodeports_accepted_packets_total",
+            "[ALPHA] Packets that opened connections to NodePorts on loopback",
+        ),
+    ];
+    metrics.set_counters(Box::new(|each| {
+        for (counter, (name, help)) in iptables::COUNTERS.iter().zip(SERIES) {
+            if let Ok(Some(packets)) = nfacct::packets(counter) {
+                each(name, help, packets);
             }
         }
     }));

@@ -28,6 +28,11 @@ impl Pace {
         self.not_before.map_or(now, |moment| moment.max(now))
     }
 
+    /// No sync before this moment.
+    pub fn hold(&mut self, until: Instant) {
+        self.not_before = Some(self.not_before.map_or(until, |moment| moment.max(until)));
+    }
+
     /// A sync ended.
     pub fn ended(&mut self, now: Instant, succeeded: bool) {
         self.failures = if succeeded { 0 } else { self.failures + 1 };

@@ -12,7 +12,7 @@ use smol::lock::Mutex;
 use super::facts;
 use super::family::Proxy;
 use super::modes;
-use super::onlookers::{expose_traffic, health_addresses, post_start, serve_pages};
+use super::onlookers::{expose_counters, expose_traffic, health_addresses, post_start, serve_pages};
 use super::pace::Pace;
 use super::setup::Setup;
 use super::signs::{ConfigFile, Signals};
@@ -160,6 +160,9 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<St
         proxies.push(Rc::new(RefCell::new(Proxy::new(family, backend, modes::leftovers(&setup.config), facts, here))));
     }
     expose_traffic(&setup.metrics, &proxies);
+    if setup.config.mode == Mode::Iptables {
+        expose_counters(&setup.metrics);
+    }
     post_start(&setup);
     let pace = Pace::new(setup.config.min_sync_period, setup.config.sync_period);
     let watchers = Watchers {

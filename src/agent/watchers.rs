@@ -82,19 +82,21 @@ impl Watchers {
     }
 
     /// A family's sync ended.
-    pub fn synced(&self, proxy: &Rc<RefCell<Proxy>>, outcome: Result<Synced, Error>, started: Instant) {
+    pub fn synced(&self, proxy: &Rc<RefCell<Proxy>>, full: bool, outcome: Result<Synced, Error>, started: Instant) {
         let took = started.elapsed();
         let now = epoch_seconds(SystemTime::now());
-        let this = proxy.borrow();
+        let mut this = proxy.borrow_mut();
         let family = this.family();
         let label = family.as_str();
-        let full = outcome.as_ref().is_ok_and(|synced| synced.full);
+        self.tell_rules(&mut this, full);
         self.metrics.synced(family, if full { Sync::Full } else { Sync::Partial }, took, outcome.is_ok(), now);
         let synced = match outcome {
             Ok(synced) => synced,
             Err(error) => {
-                if self.mode == Mode::Nftables {
-                    self.metrics.nftables_sync_failures.with(&[label]).add(1);
+                match self.mode {
+                    Mode::Nftables => self.metrics.nftables_sync_failures.with(&[label]).add(1),
+                    Mode::Iptables => self.metrics.refused(family, full, 1),
+                    Mode::Ipvs => {}
                 }
                 return log::error!(ip_family = label; "sync failed, rules stay as they are, trying again: {error}");
             }
@@ -109,7 +111,7 @@ impl Watchers {
         let (services, endpoints) = (tally.services, tally.endpoints);
         let (changes, milliseconds) = (synced.changes, took.as_secs_f64() * 1000.0);
         let took = format!("{milliseconds:.1}ms");
-        let level = if synced.full { log::Level::Info } else { log::Level::Debug };
+        let level = if full { log::Level::Info } else { log::Level::Debug };
         log::log!(level, ip_family = label, services, endpoints, changes, took = took.as_str(); "synced");
         drop(this);
         self.tell_health_checks(proxy);
@@ -148,6 +150,17 @@ impl Watchers {
         if let Some(watchdog) = self.watchdog.as_mut().filter(|watchdog| watchdog.next <= now) {
             systemd::alive();
             watchdog.next = now + watchdog.period;
+        }
+    }
+
+    /// Where the backend counts its rules (contract 13).
+    fn tell_rules(&self, proxy: &mut Proxy, full: bool) {
+        let family = proxy.family();
+        self.metrics.refused(family, full, proxy.take_refusals());
+        for table in proxy.tables() {
+            let labels = &[table.table, family.as_str()];
+            self.metrics.iptables_rules.with(labels).set(table.owned as f64);
+            self.metrics.iptables_last.with(labels).set(table.written as f64);
         }
     }
 

@@ -4,30 +4,33 @@
 //! stays, because kubelet uses it too.
 
 use crate::backend::Error;
+use crate::kernel::nfacct;
 use crate::model::Family;
 
 use super::held::Held;
 use super::probe::Tools;
 use super::restore::{self, Aside, Section};
-use super::shared::{FIREWALL, Table};
+use super::shared::{COUNTERS, FIREWALL, Table};
 use super::state;
 
 /// Removes the rules of iptables mode in a family; quick when there are none, and no error when there is no iptables.
 /// Tries every table, and reports all that failed.
 pub fn cleanup(family: Family) -> Result<(), Error> {
     let Some(tools) = Tools::find(family)? else { return Ok(()) };
-    let failures: Vec<_> = [Table::Nat, Table::Filter, Table::Mangle]
-        .into_iter()
-        .filter_map(|table| clean(tools, table).err())
-        .map(|Error(failure)| failure)
-        .collect();
+    let outcomes = [Table::Nat, Table::Filter, Table::Mangle].map(|table| clean(tools, table));
+    if outcomes.iter().any(|outcome| matches!(outcome, Ok(true))) {
+        // The other family's rules may still count into them: then they stay.
+        COUNTERS.iter().for_each(|counter| drop(nfacct::remove(counter)));
+    }
+    let failures: Vec<_> = outcomes.into_iter().filter_map(Result::err).map(|Error(failure)| failure).collect();
     if failures.is_empty() { Ok(()) } else { Err(Error(format!("remove iptables rules: {}", failures.join("; ")))) }
 }
 
-fn clean(tools: Tools, table: Table) -> Result<(), Error> {
+/// Whether there was anything to remove.
+fn clean(tools: Tools, table: Table) -> Result<bool, Error> {
     let held = Held::read(tools, table)?;
     if held.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
     let mut section = Section::new(table)?;
     for rule in held.to_remove() {
@@ -41,5 +44,5 @@ fn clean(tools: Tools, table: Table) -> Result<(), Error> {
     for name in ours {
         section.add(format_args!("-X {name}\n"))?;
     }
-    restore::run(tools, &mut [section], 0, &mut Aside::new())
+    restore::run(tools, &mut [section], 0, &mut Aside::new()).map(|_| true)
 }

@@ -5,7 +5,9 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+
+use nix::fcntl::{FcntlArg, fcntl};
 
 use crate::backend::Error;
 use crate::model::Family;
@@ -16,6 +18,8 @@ use super::shared::Table;
 const OLDEST: [u32; 3] = [1, 6, 2];
 /// How long to wait for other users of iptables, in seconds.
 const LOCK_WAIT: &str = "5";
+/// How much may be written before the tool has read it, in bytes.
+const PIPE: i32 = 1 << 20;
 /// Exit status when another process held the lock, or the kernel was out of resources.
 const RESOURCE_PROBLEM: i32 = 4;
 
@@ -113,6 +117,11 @@ impl Tools {
         })
     }
 
+    /// The family that these tools are for.
+    pub fn family(self) -> Family {
+        self.family
+    }
+
     /// How this iptables talks to the kernel.
     pub fn variant(self) -> Variant {
         self.variant
@@ -137,6 +146,27 @@ impl Tools {
             printed.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with("Try `")).collect();
         let message = if said.is_empty() { format!("{name}: {}", output.status) } else { said.join(" ") };
         Err(Refusal { line, message, busy: output.status.code().is_none_or(|code| code == RESOURCE_PROBLEM) })
+    }
+
+    /// Starts `iptables-restore --noflush`, which reads what is written into its standard input.
+    pub fn reader(self) -> io::Result<(Child, ChildStdin)> {
+        let mut child = Command::new(tool(self.family, "-restore"))
+            .args(["--noflush", "-w", LOCK_WAIT])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let stdin = child.stdin.take().expect("its input is a pipe");
+        // Only a matter of speed: the tool should not have to wait for us.
+        let _ = fcntl(&stdin, FcntlArg::F_SETPIPE_SZ(PIPE));
+        Ok((child, stdin))
+    }
+
+    /// Whether the tool has an extension.
+    pub fn has_match(self, name: &str) -> bool {
+        let mut command = Command::new(tool(self.family, ""));
+        command.args(["-m", name, "--help"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
     }
 
     /// Reads a table with `iptables-save`, line by line.

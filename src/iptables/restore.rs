@@ -15,12 +15,32 @@ use crate::backend::Error;
 
 use super::probe::Tools;
 use super::shared::Table;
+use super::tap::Tap;
 
 /// Number of a Service among those that a script is about.
 pub type Owner = u32;
 
-/// Services that the tool refuses, and what it said.
-pub type Aside = BTreeMap<Owner, String>;
+/// Services that the tool refuses.
+pub type Aside = BTreeMap<Owner, Refused>;
+
+/// Why a Service is set aside.
+pub struct Refused {
+    /// What the tool said, and the line that it is about.
+    pub reason: String,
+    /// Which of the sections has this line; those before it are programmed, with the Service's lines.
+    pub section: usize,
+}
+
+/// Whose a line is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// It belongs to this Service.
+    Service(Owner),
+    /// It belongs to all of them; to say it twice does no harm.
+    All,
+    /// It belongs to all of them, and must not be said twice.
+    Once,
+}
 
 /// Rules of one table, committed together.
 pub struct Section {
@@ -30,108 +50,153 @@ pub struct Section {
     bytes: u64,
     /// Where the lines of an owner begin; they end where the next ones begin.
     marks: Vec<Mark>,
+    /// Its lines add to what is there, so none may be said twice.
+    additive: bool,
+    /// Services of an additive section that are programmed already.
+    landed: Vec<Range<Owner>>,
+    tap: Option<Tap>,
 }
 
 #[derive(Clone, Copy)]
 struct Mark {
     line: usize,
     byte: u64,
-    owner: Option<Owner>,
+    whose: Whose,
 }
 
-/// A part of a composed text: from this line on, lines belong to the owner.
+/// A part of a composed text: from this line on, lines are of this section and belong to the owner.
 struct Origin {
     first_line: usize,
-    owner: Option<Owner>,
+    section: usize,
+    whose: Whose,
+}
+
+/// The parts of sections that one call of the tool is about.
+#[derive(Clone)]
+enum Part {
+    Everything,
+    /// These Services, and what may be said twice.
+    Services(Range<Owner>),
 }
 
 /// Runs the sections in one call of the tool, each a transaction of its own. Services that are refused go to `aside`
-/// and those that are in there are left out; when the rest is programmed, this succeeds. Fails, with nothing of the
-/// refused section programmed, when a line that no Service owns is refused, or a line that takes something away: then
-/// the kernel does not hold what it should, and everything must be read and programmed anew.
-pub fn run(tools: Tools, sections: &mut [Section], owners: Owner, aside: &mut Aside) -> Result<(), Error> {
-    while let Err(culprit) = attempt(tools, sections, 0..owners, aside)? {
-        match culprit.owner {
-            Some(owner) => aside.insert(owner, culprit.message),
-            None => search(tools, sections, owners, aside, culprit.message)?,
+/// and those that are in there are left out; when the rest is programmed, this succeeds, and says how many calls failed
+/// on the way. Fails, with nothing of the refused section programmed, when a line that no Service owns is refused, or a
+/// line that takes something away: then the kernel does not hold what it should, and everything must be read and
+/// programmed anew.
+pub fn run(tools: Tools, sections: &mut [Section], owners: Owner, aside: &mut Aside) -> Result<usize, Error> {
+    let (mut failures, mut done) = (0, 0);
+    while sections[done..].iter().any(|section| section.lines() > 0) {
+        let Err(culprit) = attempt(tools, &mut sections[done..], &Part::Everything, aside)? else { break };
+        failures += 1;
+        done += culprit.section;
+        let (owner, reason) = match culprit.owner {
+            Some(owner) => (owner, culprit.message),
+            None => search(tools, &mut sections[done], owners, aside, culprit.message)?,
         };
+        aside.insert(owner, Refused { reason, section: done });
     }
-    Ok(())
+    Ok(failures)
 }
 
-struct Culprit {
-    owner: Option<Owner>,
-    message: String,
-}
-
-/// Finds a Service that the tool refuses without naming its line, by halves. What the halves program on the way is
-/// overwritten when all of the rest is.
-fn search(
+/// Ends a text that a tool has read meanwhile, and waits for it. When it was refused, the sections are [`run`].
+pub fn finish(
+    tap: Tap,
     tools: Tools,
     sections: &mut [Section],
     owners: Owner,
     aside: &mut Aside,
+) -> Result<usize, Error> {
+    if tap.ended_well() { Ok(0) } else { run(tools, sections, owners, aside) }
+}
+
+struct Culprit {
+    owner: Option<Owner>,
+    section: usize,
+    message: String,
+}
+
+/// Finds a Service that the tool refuses without naming its line, by halves. What the halves program on the way is
+/// overwritten when all of the rest is, or is not said again.
+fn search(
+    tools: Tools,
+    section: &mut Section,
+    owners: Owner,
+    aside: &Aside,
     mut message: String,
-) -> Result<Option<String>, Error> {
+) -> Result<(Owner, String), Error> {
     let mut suspects = 0..owners;
     while suspects.len() > 1 {
         let half = suspects.start..suspects.start + suspects.end.abs_diff(suspects.start) / 2;
-        match attempt(tools, sections, half.clone(), aside)? {
-            Ok(()) => suspects = half.end..suspects.end,
-            Err(Culprit { owner: Some(owner), message }) => return Ok(aside.insert(owner, message)),
+        match attempt(tools, std::slice::from_mut(section), &Part::Services(half.clone()), aside)? {
+            Ok(()) => {
+                suspects = half.end..suspects.end;
+                if section.additive {
+                    section.landed.push(half);
+                }
+            }
+            Err(Culprit { owner: Some(owner), message, .. }) => return Ok((owner, message)),
             Err(culprit) => (suspects, message) = (half, culprit.message),
         }
     }
     if suspects.is_empty() || aside.contains_key(&suspects.start) {
         return Err(Error(format!("program rules that belong to no single Service: {message}")));
     }
-    Ok(aside.insert(suspects.start, message))
+    Ok((suspects.start, message))
 }
 
-/// One call of the tool with the lines of some owners, and those of nobody.
-fn attempt(
-    tools: Tools,
-    sections: &mut [Section],
-    owners: Range<Owner>,
-    aside: &Aside,
-) -> Result<Result<(), Culprit>, Error> {
-    let wanted =
-        |owner: Option<Owner>| owner.is_none_or(|owner| owners.contains(&owner) && !aside.contains_key(&owner));
+/// One call of the tool.
+fn attempt(tools: Tools, sections: &mut [Section], part: &Part, aside: &Aside) -> Result<Result<(), Culprit>, Error> {
     let (text, origins) =
-        compose(sections, wanted).map_err(|error| Error(format!("write rules to memory: {error}")))?;
+        compose(sections, part, aside).map_err(|error| Error(format!("write rules to memory: {error}")))?;
     let copy = text.try_clone().map_err(|error| Error(format!("write rules to memory: {error}")))?;
     let Err(refusal) = tools.restore(text) else { return Ok(Ok(())) };
     if refusal.busy {
         return Err(Error(format!("program rules: {}", refusal.message)));
     }
-    let Some(number) = refusal.line else { return Ok(Err(Culprit { owner: None, message: refusal.message })) };
+    let first = origins.first().map_or(0, |origin| origin.section);
+    let Some(number) = refusal.line else {
+        if origins.iter().any(|origin| origin.section != first) {
+            return Err(Error(format!("program rules: {}", refusal.message)));
+        }
+        return Ok(Err(Culprit { owner: None, section: first, message: refusal.message }));
+    };
     let line = nth_line(copy, number).unwrap_or_default();
     let message = format!("{} [{line}]", refusal.message);
-    let owner = origins.iter().rev().find(|origin| origin.first_line < number as usize).and_then(|origin| origin.owner);
+    let origin = origins.iter().rev().find(|origin| origin.first_line < number as usize);
+    let (section, whose) = origin.map_or((first, Whose::All), |origin| (origin.section, origin.whose));
+    let owner = if let Whose::Service(owner) = whose { Some(owner) } else { None };
     if line.starts_with("-D") || line.starts_with("-X") || owner.is_none() && line != "COMMIT" {
         return Err(Error(format!("program rules: {message}")));
     }
-    Ok(Err(Culprit { owner, message }))
+    Ok(Err(Culprit { owner, section, message }))
 }
 
-fn compose(sections: &mut [Section], wanted: impl Fn(Option<Owner>) -> bool) -> io::Result<(File, Vec<Origin>)> {
+fn compose(sections: &mut [Section], part: &Part, aside: &Aside) -> io::Result<(File, Vec<Origin>)> {
     let mut text = BufWriter::new(memory()?);
     let mut origins = Vec::new();
     let mut lines = 0;
-    for section in sections.iter_mut().filter(|section| section.lines > 0) {
+    for (number, section) in sections.iter_mut().enumerate().filter(|(_, section)| section.lines > 0) {
         section.text.flush()?;
         writeln!(text, "*{}", section.table.as_str())?;
         lines += 1;
-        let end = Mark { line: section.lines, byte: section.bytes, owner: None };
+        let end = Mark { line: section.lines, byte: section.bytes, whose: Whose::All };
         let ends = section.marks.iter().skip(1).chain([&end]);
-        for (mark, end) in section.marks.iter().zip(ends).filter(|(mark, _)| wanted(mark.owner)) {
-            origins.push(Origin { first_line: lines, owner: mark.owner });
+        let landed = |owner: &Owner| section.landed.iter().any(|range| range.contains(owner));
+        let wanted = |whose: Whose| match (whose, part) {
+            (Whose::Service(owner), _) if aside.contains_key(&owner) || landed(&owner) => false,
+            (Whose::Service(owner), Part::Services(owners)) => owners.contains(&owner),
+            (Whose::Once, Part::Services(_)) => false,
+            _ => true,
+        };
+        for (mark, end) in section.marks.iter().zip(ends).filter(|(mark, _)| wanted(mark.whose)) {
+            origins.push(Origin { first_line: lines, section: number, whose: mark.whose });
             let file = section.text.get_mut();
             file.seek(io::SeekFrom::Start(mark.byte))?;
             io::copy(&mut file.take(end.byte - mark.byte), &mut text)?;
             lines += end.line - mark.line;
         }
-        origins.push(Origin { first_line: lines, owner: None });
+        origins.push(Origin { first_line: lines, section: number, whose: Whose::All });
         writeln!(text, "COMMIT")?;
         lines += 1;
     }
@@ -152,11 +217,35 @@ fn nth_line(mut text: File, number: u32) -> io::Result<String> {
 // === impl Section ===
 
 impl Section {
-    /// An empty section for a table.
+    /// An empty section for a table, whose lines may be said twice if nothing else is claimed of them.
     pub fn new(table: Table) -> Result<Self, Error> {
         let text = memory().map_err(|error| Error(format!("make room for rules: {error}")))?;
-        let marks = vec![Mark { line: 0, byte: 0, owner: None }];
-        Ok(Self { table, text: BufWriter::new(text), lines: 0, bytes: 0, marks })
+        let marks = vec![Mark { line: 0, byte: 0, whose: Whose::All }];
+        Ok(Self {
+            table,
+            text: BufWriter::new(text),
+            lines: 0,
+            bytes: 0,
+            marks,
+            additive: false,
+            landed: Vec::new(),
+            tap: None,
+        })
+    }
+
+    /// An empty section whose lines add to what a table has.
+    pub fn additive(table: Table) -> Result<Self, Error> {
+        Ok(Self { additive: true, ..Self::new(table)? })
+    }
+
+    /// An empty section that a tool reads while it is written.
+    pub fn tapped(table: Table, tap: Tap) -> Result<Self, Error> {
+        Ok(Self { tap: Some(tap), ..Self::new(table)? })
+    }
+
+    /// Gives the tap back: for the next section, or to be finished.
+    pub fn untap(&mut self) -> Option<Tap> {
+        self.tap.take()
     }
 
     /// The table whose rules it has.
@@ -164,19 +253,20 @@ impl Section {
         self.table
     }
 
-    /// From here on, lines belong to this Service; `None`: to all of them.
-    pub fn own(&mut self, owner: Option<Owner>) {
-        let mark = Mark { line: self.lines, byte: self.bytes, owner };
+    /// From here on, lines are theirs.
+    pub fn own(&mut self, whose: Whose) {
+        let mark = Mark { line: self.lines, byte: self.bytes, whose };
         match self.marks.last_mut() {
             Some(last) if last.line == mark.line => *last = mark,
-            Some(last) if last.owner == owner => {}
+            Some(last) if last.whose == whose => {}
             _ => self.marks.push(mark),
         }
     }
 
     /// Adds lines, each with its newline.
     pub fn add(&mut self, lines: std::fmt::Arguments<'_>) -> Result<(), Error> {
-        let mut counted = Counted { text: &mut self.text, lines: 0, bytes: 0 };
+        let tap = self.tap.as_mut().and_then(|tap| tap.open(self.table));
+        let mut counted = Counted { text: &mut self.text, tap, lines: 0, bytes: 0 };
         counted.write_fmt(lines).map_err(|error| Error(format!("write rules to memory: {error}")))?;
         self.lines += counted.lines;
         self.bytes += counted.bytes;
@@ -191,6 +281,7 @@ impl Section {
 
 struct Counted<'a> {
     text: &'a mut BufWriter<File>,
+    tap: Option<&'a mut dyn Write>,
     lines: usize,
     bytes: u64,
 }
@@ -198,6 +289,10 @@ struct Counted<'a> {
 impl Write for Counted<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.text.write_all(bytes)?;
+        // A tool that does not want to read on has refused something: who, is found out later.
+        if self.tap.as_mut().is_some_and(|tap| tap.write_all(bytes).is_err()) {
+            self.tap = None;
+        }
         self.lines += bytes.iter().filter(|&&b| b == b'\n').count();
         self.bytes += bytes.len() as u64;
         Ok(bytes.len())

@@ -11,7 +11,7 @@ use crate::model::Family;
 use crate::plan::{Endpoint, PortPlan, Route, ServicePlan};
 
 use super::names::{ChainName, Kind, PortChains, Socket};
-use super::shared::{MARK_MASQ, Shape, Shared};
+use super::shared::{COUNTERS, MARK_MASQ, Shape, Shared, nfacct};
 
 /// `xt_statistic` keeps a probability in units of 2^-31.
 const CERTAIN: u64 = 1 << 31;
@@ -68,6 +68,8 @@ pub struct Detail {
     /// back to themselves and are then masqueraded, and those of Services with affinity. Others cannot be clients that
     /// are sent back to themselves here, so their chain would hold one rule, which is as well in the Service's chain.
     pub chains: bool,
+    /// Only what decides about packets: no comments in the nat table, and no match that cannot fail.
+    pub terse: bool,
 }
 
 /// The rules of a Service.
@@ -136,7 +138,7 @@ impl Port<'_> {
                 return self.refuse(Shared::Refused, plan.internal, &self.to(plan.cluster_ip));
             }
         };
-        let rule = format!("{} -j {target}", self.matching(&self.to(plan.cluster_ip), " cluster IP", "", plan.port));
+        let rule = format!("{} -j {target}", self.choosing(&self.to(plan.cluster_ip), " cluster IP", plan.port));
         self.rules.shared.push((Shared::Services, rule));
     }
 
@@ -147,18 +149,22 @@ impl Port<'_> {
             self.external_chain();
             let external = self.chains.of(Kind::External);
             for address in &plan.external_ips {
-                let rule =
-                    format!("{} -j {external}", self.matching(&self.to(*address), " external IP", "", plan.port));
+                let rule = format!("{} -j {external}", self.choosing(&self.to(*address), " external IP", plan.port));
                 self.rules.shared.push((Shared::Services, rule));
             }
             let entrance = if self.firewalled() { self.firewall() } else { external };
             for address in &plan.load_balancer_ips {
                 let rule =
-                    format!("{} -j {entrance}", self.matching(&self.to(*address), " loadbalancer IP", "", plan.port));
+                    format!("{} -j {entrance}", self.choosing(&self.to(*address), " loadbalancer IP", plan.port));
                 self.rules.shared.push((Shared::Services, rule));
             }
             if let Some(port) = plan.node_port {
-                let rule = format!("{} -j {external}", self.matching("", "", "", port));
+                if self.shape.counted && self.shape.localhost_node_ports() {
+                    let matching = self.choosing("-d 127.0.0.0/8 ", "", port);
+                    let rule = format!("{matching} {}-j {external}", nfacct(COUNTERS[1]));
+                    self.rules.shared.push((Shared::NodePorts, rule));
+                }
+                let rule = format!("{} -j {external}", self.choosing("", "", port));
                 self.rules.shared.push((Shared::NodePorts, rule));
             }
         }
@@ -277,8 +283,12 @@ impl Port<'_> {
         let masquerade =
             if self.shape.facts.masquerade_all { Some(Default::default()) } else { self.shape.local_match(false) };
         let masquerade = masquerade.filter(|_| internal).map(|(source, interface)| {
+            if self.detail.terse && !plan.externally_accessible() {
+                // Nothing else comes here than what is sent to the ClusterIP.
+                return format!("{source}{interface}-j {MARK_MASQ}");
+            }
             let destination = format!("{source}-d {} {interface}", Host(plan.cluster_ip));
-            format!("{} -j {MARK_MASQ}", self.matching(&destination, " cluster IP", "", plan.port))
+            format!("{} -j {MARK_MASQ}", self.choosing(&destination, " cluster IP", plan.port))
         });
         let comments: Vec<_> = endpoints.iter().map(|endpoint| self.comment_of(endpoint, true)).collect();
         self.chain(name, |text| {
@@ -339,6 +349,15 @@ impl Port<'_> {
 
     fn to(&self, address: IpAddr) -> String {
         format!("-d {} ", Host(address))
+    }
+
+    /// In the nat table.
+    fn choosing(&self, addresses: &str, about: &str, port: u16) -> String {
+        let protocol = self.plan.name.protocol;
+        match self.detail.terse {
+            true => format!("{addresses}-p {protocol} -m {protocol} --dport {port}"),
+            false => self.matching(addresses, about, "", port),
+        }
     }
 
     fn matching(&self, addresses: &str, about: &str, more: &str, port: u16) -> String {

@@ -18,6 +18,9 @@ pub const FIREWALL: &str = "KUBE-FIREWALL";
 /// Exists for nothing but to be missed.
 pub const CANARY: &str = "KUBE-PROXY-CANARY";
 
+/// Counts the packets that connection tracking calls INVALID, and those to NodePorts on loopback (contract 9.4).
+pub const COUNTERS: [&str; 2] = ["ct_state_invalid_dropped_pkts", "localhost_nps_accepted_pkts"];
+
 /// A table of iptables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Table {
@@ -74,6 +77,8 @@ pub struct Jump {
 pub struct Shape {
     pub(super) facts: NodeFacts,
     pub(super) options: Options,
+    /// Rules count into [`COUNTERS`].
+    pub(super) counted: bool,
 }
 
 const NEW_EXTERNAL: &str =
@@ -180,9 +185,9 @@ impl fmt::Display for Jump {
 // === impl Shape ===
 
 impl Shape {
-    /// Rules for a node.
-    pub fn new(facts: &NodeFacts, options: Options) -> Self {
-        Self { facts: facts.clone(), options }
+    /// Rules for a node; they count into [`COUNTERS`] if these are there.
+    pub fn new(facts: &NodeFacts, options: Options, counted: bool) -> Self {
+        Self { facts: facts.clone(), options, counted }
     }
 
     /// Whether NodePorts are served on 127.0.0.0/8. Never on `::1`: the kernel has no way to (contract 6.3).
@@ -242,7 +247,8 @@ impl Shape {
         let mark = self.facts.masquerade_mark;
         let mut rules = Vec::with_capacity(3);
         if !self.options.tcp_be_liberal {
-            rules.push("-m conntrack --ctstate INVALID -j DROP".to_owned());
+            let counter = if self.counted { nfacct(COUNTERS[0]) } else { String::new() };
+            rules.push(format!("-m conntrack --ctstate INVALID {counter}-j DROP"));
         }
         rules.push(format!(
             "-m comment --comment \"kubernetes forwarding rules\" -m mark --mark {mark:#x}/{mark:#x} -j ACCEPT"
@@ -291,6 +297,11 @@ impl Shape {
     }
 }
 
+/// The match that counts, with the two spaces with which it is saved.
+pub(super) fn nfacct(counter: &str) -> String {
+    format!("-m nfacct --nfacct-name  {counter} ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -304,7 +315,7 @@ mod tests {
             node_port_addresses: addresses,
             service_cidrs: Vec::new(),
         };
-        Shape::new(&facts, Options { localhost_node_ports, tcp_be_liberal: false })
+        Shape::new(&facts, Options { localhost_node_ports, tcp_be_liberal: false }, false)
     }
 
     fn rules(shape: &Shape, table: Table, name: &str) -> Option<Vec<String>> {
@@ -348,6 +359,11 @@ mod tests {
         let mut shape = shape(Family::V4, NodePortAddresses::All, true);
         let first = |shape: &Shape| rules(shape, Table::Filter, "KUBE-FORWARD").unwrap().remove(0);
         assert_eq!(first(&shape), "-m conntrack --ctstate INVALID -j DROP");
+        shape.counted = true;
+        assert_eq!(
+            first(&shape),
+            "-m conntrack --ctstate INVALID -m nfacct --nfacct-name  ct_state_invalid_dropped_pkts -j DROP"
+        );
         shape.options.tcp_be_liberal = true;
         assert!(first(&shape).ends_with("-m mark --mark 0x4000/0x4000 -j ACCEPT"));
     }

@@ -5,9 +5,10 @@
 
 use crate::backend::Error;
 
+use super::count::Count;
 use super::held::Ordered;
 use super::names::ChainName;
-use super::restore::Section;
+use super::restore::{Section, Whose};
 use super::rules::Rules;
 use super::shared::{Shared, Table};
 
@@ -20,6 +21,8 @@ pub struct Programmed {
     pub shared: Box<[(Shared, Box<str>)]>,
     /// How many endpoints its ports have.
     pub endpoints: usize,
+    /// How many rules its chains have.
+    pub rules: usize,
 }
 
 /// The transactions of a change, in an order that leaves no moment without a rule: what is to be refused is refused
@@ -29,6 +32,8 @@ pub struct Script {
     pub sections: [Section; 3],
     /// Rules added and removed.
     pub changes: usize,
+    /// Rules added.
+    pub written: Count,
 }
 
 const APPEARING: usize = 0;
@@ -44,7 +49,14 @@ impl Programmed {
             chains: rules.chains.iter().map(|chain| (chain.name, Ordered::of(rules.text(chain)))).collect(),
             shared: rules.shared.iter().map(|(chain, rule)| (*chain, rule.as_str().into())).collect(),
             endpoints: rules.endpoints,
+            rules: rules.chains.iter().map(|chain| rules.text(chain).lines().count()).sum(),
         }
+    }
+
+    /// How many rules it has.
+    pub fn count(&self) -> Count {
+        let nat = self.shared.iter().filter(|(shared, _)| shared.table() == Table::Nat).count();
+        Count { nat: self.rules + nat, filter: self.shared.len() - nat }
     }
 }
 
@@ -53,8 +65,9 @@ impl Programmed {
 impl Script {
     /// Nothing to do yet.
     pub fn new() -> Result<Self, Error> {
-        let sections = [Section::new(Table::Filter)?, Section::new(Table::Nat)?, Section::new(Table::Filter)?];
-        Ok(Self { sections, changes: 0 })
+        let sections =
+            [Section::additive(Table::Filter)?, Section::additive(Table::Nat)?, Section::additive(Table::Filter)?];
+        Ok(Self { sections, changes: 0, written: Count::default() })
     }
 
     /// How many lines it has.
@@ -64,11 +77,13 @@ impl Script {
 
     /// Adds what leads from one state of a Service to another.
     pub fn change(&mut self, owner: u32, old: &Programmed, new: &Programmed, rules: &Rules) -> Result<(), Error> {
-        self.sections.iter_mut().for_each(|section| section.own(Some(owner)));
+        self.sections.iter_mut().for_each(|section| section.own(Whose::Service(owner)));
         let nat = &mut self.sections[TRANSLATION];
         for ((name, print), chain) in new.chains.iter().zip(&rules.chains) {
             if !old.chains.contains(&(*name, *print)) {
-                self.changes += write_chain(nat, rules, chain)?;
+                let written = write_chain(nat, rules, chain)?;
+                self.changes += written;
+                self.written.nat += written;
             }
         }
         // Reversed, because each goes on top: rules for the same address keep their order.
@@ -76,6 +91,7 @@ impl Script {
             let section = if shared.table() == Table::Nat { TRANSLATION } else { APPEARING };
             self.sections[section].add(format_args!("-I {} {rule}\n", shared.name()))?;
             self.changes += 1;
+            *self.written.of(shared.table()) += 1;
         }
         for (shared, rule) in old.shared.iter().filter(|removed| !new.shared.contains(removed)) {
             let section = if shared.table() == Table::Nat { TRANSLATION } else { DISAPPEARING };
@@ -89,6 +105,12 @@ impl Script {
         )?;
         Ok(())
     }
+}
+
+/// What of a Service is programmed although it was refused afterwards: its refusals that came before.
+pub fn leftovers<'a>(old: &'a Programmed, new: &'a Programmed) -> impl Iterator<Item = (Shared, &'a str)> {
+    let appeared = new.shared.iter().filter(|added| added.0.table() == Table::Filter && !old.shared.contains(added));
+    appeared.map(|(shared, rule)| (*shared, &**rule))
 }
 
 /// Writes a chain, whatever it held before. Returns the number of rules.

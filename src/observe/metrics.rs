@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::time::Duration;
 
 use super::exposition::{Counter, Family, Gauge, Histogram};
-use super::scrape::{self, Build, TrafficSource};
+use super::scrape::{self, Build, CounterSource, TrafficSource};
 use crate::kernel::process::Usage;
 use crate::model;
 
@@ -37,6 +37,7 @@ pub enum Sync {
 pub struct Metrics {
     build: Build,
     traffic: RefCell<Option<TrafficSource>>,
+    counters: RefCell<Option<CounterSource>>,
     sync_duration: Family<Histogram>,
     full_sync_duration: Family<Histogram>,
     partial_sync_duration: Family<Histogram>,
@@ -150,6 +151,7 @@ impl Metrics {
         Self {
             build,
             traffic: RefCell::default(),
+            counters: RefCell::default(),
             sync_duration: Family::new(
                 "kubeproxy_sync_proxy_rules_duration_seconds",
                 "[ALPHA] Time that syncs took, failed ones included",
@@ -347,6 +349,22 @@ impl Metrics {
         }
     }
 
+    /// `iptables-restore` refused a text so many times.
+    pub fn refused(&self, family: model::Family, full: bool, times: usize) {
+        if times > 0 {
+            let label = &[family.as_str()];
+            self.iptables_restore_failures.with(label).add(times as u64);
+            if !full {
+                self.iptables_partial_restore_failures.with(label).add(times as u64);
+            }
+        }
+    }
+
+    /// Says where scrapes find the kernel's own counters: name, help and packets of each.
+    pub fn set_counters(&self, source: CounterSource) {
+        *self.counters.borrow_mut() = Some(source);
+    }
+
     /// Says where scrapes find the counters of Service ports.
     pub fn set_traffic(&self, source: TrafficSource) {
         *self.traffic.borrow_mut() = Some(source);
@@ -367,6 +385,9 @@ impl Metrics {
         }
         if let Some(source) = &*self.traffic.borrow() {
             scrape::traffic(&mut out, source);
+        }
+        if let Some(source) = &*self.counters.borrow() {
+            scrape::counters(&mut out, source);
         }
         out
     }

@@ -42,6 +42,9 @@ pub struct Traffic<'a> {
 /// Reads the kernel's counters and hands each to the function that it is given. Called once per scrape.
 pub type TrafficSource = Box<dyn Fn(&mut dyn FnMut(Traffic<'_>))>;
 
+/// Hands name, help and packets of each of the kernel's own counters to the function that it is given.
+pub type CounterSource = Box<dyn Fn(&mut dyn FnMut(&str, &str, u64))>;
+
 // === impl Build ===
 
 impl Build {
@@ -120,4 +123,12 @@ pub(super) fn traffic(out: &mut String, source: &TrafficSource) {
         sample(&mut second, bytes, &labels, traffic.bytes as f64);
     });
     out.push_str(&second);
+}
+
+/// Writes the kernel's own counters.
+pub(super) fn counters(out: &mut String, source: &CounterSource) {
+    source(&mut |name, help, packets| {
+        head(out, name, "counter", help);
+        sample(out, name, "", packets as f64);
+    });
 }

@@ -32,15 +32,23 @@ macro_rules! in_both_variants {
 
             #[test]
             fn nft() {
-                isolated(concat!(stringify!($name), "::nft"), || { use_variant("nft"); body() });
+                isolated(&inside(module_path!(), "nft"), || { use_variant("nft"); body() });
             }
 
             #[test]
             fn legacy() {
-                isolated(concat!(stringify!($name), "::legacy"), || { use_variant("legacy"); body() });
+                isolated(&inside(module_path!(), "legacy"), || { use_variant("legacy"); body() });
             }
         }
     )*};
+}
+
+mod faults;
+
+/// What `cargo test` calls a test in a module.
+fn inside(module: &str, test: &str) -> String {
+    let (_binary, path) = module.split_once("::").expect("a module is in a crate");
+    format!("{path}::{test}")
 }
 
 /// Puts a variant first on the PATH of these namespaces, by covering the first directory that is there.

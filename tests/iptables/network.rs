@@ -1,7 +1,7 @@
 //! A node with pods and a client outside, each in a network namespace; every pod tells who asked it.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -27,6 +27,17 @@ pub enum Answer {
     Silence,
 }
 
+/// A connection that is held open.
+pub struct Line(TcpStream);
+
+impl Line {
+    /// Whether what is said comes back.
+    pub fn is_alive(&mut self) -> bool {
+        let mut heard = [0];
+        self.0.write_all(b"?").and_then(|()| self.0.read_exact(&mut heard)).is_ok() && &heard == b"?"
+    }
+}
+
 impl Answer {
     pub fn from(pod: &str, source: &str) -> Self {
         Self::From { pod: pod.into(), source: source.into() }
@@ -49,7 +60,7 @@ impl Network {
             let listener = within(pod, || TcpListener::bind("0.0.0.0:8080").expect("the port is free"));
             thread::spawn(move || {
                 for stream in listener.incoming().flatten() {
-                    answer(stream, pod);
+                    thread::spawn(move || answer(stream, pod));
                 }
             });
         }
@@ -65,6 +76,7 @@ impl Network {
             Err(error) if error.kind() == ErrorKind::TimedOut => Answer::Silence,
             Err(error) => panic!("connect from {name} to {to}: {error}"),
             Ok(mut stream) => {
+                stream.shutdown(Shutdown::Write).expect("it is open");
                 let mut text = String::new();
                 stream.read_to_string(&mut text).expect("a pod speaks its name");
                 let (pod, source) = text.split_once(' ').expect("and the source");
@@ -72,12 +84,26 @@ impl Network {
             }
         })
     }
+
+    /// Connects and stays connected.
+    pub fn hold(&self, from: &str, to: &str) -> Line {
+        let to: SocketAddr = to.parse().expect("an address with a port");
+        let mut stream = within(from, move || TcpStream::connect_timeout(&to, PATIENCE).expect("somebody answers"));
+        stream.set_read_timeout(Some(PATIENCE * 5)).expect("it is not zero");
+        let mut greeting = [0; 64];
+        assert!(stream.read(&mut greeting).is_ok_and(|length| length > 0), "a pod speaks its name");
+        Line(stream)
+    }
 }
 
 fn answer(mut stream: TcpStream, pod: &str) {
     if let Ok(peer) = stream.peer_addr() {
         // A client that is gone needs no answer.
-        let _ = write!(stream, "{pod} {}", peer.ip());
+        let _ = stream.write_all(format!("{pod} {}", peer.ip()).as_bytes());
+    }
+    // And what is said is said back, until nothing more comes.
+    if let Ok(mut echo) = stream.try_clone() {
+        let _ = std::io::copy(&mut stream, &mut echo);
     }
 }
 

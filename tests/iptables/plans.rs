@@ -150,6 +150,11 @@ impl Plan {
         self
     }
 
+    /// Anything else.
+    pub fn edit(&mut self, edit: impl FnOnce(&mut PortPlan)) {
+        edit(&mut self.port);
+    }
+
     pub fn build(self) -> ServicePlan {
         ServicePlan {
             name: self.port.name.service.clone(),

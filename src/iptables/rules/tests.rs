@@ -5,7 +5,7 @@ use crate::iptables::Options;
 use crate::model::{ObjectName, Protocol};
 use crate::plan::{LocalTraffic, NodeFacts, NodePortAddresses, PortName};
 
-const ALL: Detail = Detail { comments: false, chains: true };
+const ALL: Detail = Detail { comments: false, chains: true, terse: false };
 
 fn shape() -> Shape {
     let facts = NodeFacts {
@@ -16,7 +16,7 @@ fn shape() -> Shape {
         node_port_addresses: NodePortAddresses::All,
         service_cidrs: Vec::new(),
     };
-    Shape::new(&facts, Options { localhost_node_ports: true, tcp_be_liberal: false })
+    Shape::new(&facts, Options { localhost_node_ports: true, tcp_be_liberal: false }, false)
 }
 
 fn endpoint(address: &str, local: bool) -> Endpoint {
@@ -203,6 +203,72 @@ fn affinity_by_recent() {
     );
 }
 
+/// Sources that the ranges let through are then treated by policy Local; the firewall stands before, not instead.
+#[test]
+fn source_ranges_with_external_policy_local() {
+    let port = PortPlan {
+        load_balancer_ips: vec!["1.2.3.4".parse().unwrap()],
+        source_ranges: vec!["0.0.0.0/0".parse().unwrap(), "203.0.113.0/25".parse().unwrap()],
+        external: Route::Drop,
+        external_local: true,
+        ..port()
+    };
+    expect_more(
+        port,
+        &[
+            "-A KUBE-EXT-x -s 10.0.0.0/8 -m comment --comment \"ns1/svc1:p80 from pods\" -j KUBE-SVC-x",
+            "-A KUBE-EXT-x -m comment --comment \"ns1/svc1:p80 from this node\" -m addrtype --src-type LOCAL -j KUBE-MARK-MASQ",
+            "-A KUBE-EXT-x -m comment --comment \"ns1/svc1:p80 from this node\" -m addrtype --src-type LOCAL -j KUBE-SVC-x",
+            "-A KUBE-FW-x -m comment --comment \"ns1/svc1:p80 loadbalancer IP\" -j KUBE-EXT-x",
+            "-A KUBE-FW-x -s 203.0.113.0/25 -m comment --comment \"ns1/svc1:p80 loadbalancer IP\" -j KUBE-EXT-x",
+            "-A KUBE-FW-x -m comment --comment \"ns1/svc1:p80 from elsewhere is dropped by KUBE-PROXY-FIREWALL\"",
+            "filter: -A KUBE-PROXY-FIREWALL -d 1.2.3.4/32 -p tcp -m comment --comment \"ns1/svc1:p80 traffic not accepted by KUBE-FW-x\" \
+             -m tcp --dport 80 -j DROP",
+            "nat: -A KUBE-SERVICES -d 1.2.3.4/32 -p tcp -m comment --comment \"ns1/svc1:p80 loadbalancer IP\" \
+             -m tcp --dport 80 -j KUBE-FW-x",
+            "filter: -A KUBE-EXTERNAL-SERVICES -d 1.2.3.4/32 -p tcp -m comment --comment \"ns1/svc1:p80 has no local endpoints\" \
+             -m tcp --dport 80 -j DROP",
+        ],
+    );
+}
+
+/// The rule that counts comes before the one that does not, and only where loopback is served.
+#[test]
+fn node_ports_on_loopback_are_counted_with_affinity_as_without() {
+    let mut shape = shape();
+    shape.counted = true;
+    let port = PortPlan { node_port: Some(3001), affinity: Some(60), ..port() };
+    let node_ports = |shape: &Shape| -> Vec<_> {
+        written(shape, port.clone(), ALL).into_iter().filter(|line| line.contains("KUBE-NODEPORTS")).collect()
+    };
+    let plain = "nat: -A KUBE-NODEPORTS -p tcp -m comment --comment \"ns1/svc1:p80\" -m tcp --dport 3001 -j KUBE-EXT-x";
+    let counted = "nat: -A KUBE-NODEPORTS -d 127.0.0.0/8 -p tcp -m comment --comment \"ns1/svc1:p80\" -m tcp --dport 3001 \
+                   -m nfacct --nfacct-name  localhost_nps_accepted_pkts -j KUBE-EXT-x";
+    assert_eq!(node_ports(&shape), [counted, plain]);
+    shape.options.localhost_node_ports = false;
+    assert_eq!(node_ports(&shape), [plain]);
+}
+
+#[test]
+fn pods_are_told_by_their_interface_on_the_way_in_too() {
+    let mut shape = shape();
+    shape.facts.local_traffic = LocalTraffic::InterfacePrefix("veth".into());
+    let local = PortPlan { node_port: Some(3001), external: Route::Drop, external_local: true, ..port() };
+    let written = written(&shape, local, ALL);
+    let from_pods = "-A KUBE-EXT-x -i veth+ -m comment --comment \"ns1/svc1:p80 from pods\" -j KUBE-SVC-x";
+    assert!(written.iter().any(|line| line == from_pods), "{written:#?}");
+}
+
+#[test]
+fn health_check_ports_are_let_in() {
+    let plan =
+        ServicePlan { health_check_node_port: Some(32000), ..ServicePlan::none(&ObjectName::new("ns1", "svc1")) };
+    let rules = rules(&shape(), &plan, ALL);
+    let [(chain, rule)] = &rules.shared[..] else { panic!("{:?}", rules.shared.len()) };
+    assert_eq!((chain.table().as_str(), chain.name()), ("filter", "KUBE-NODEPORTS"));
+    assert_eq!(rule, "-p tcp -m comment --comment \"ns1/svc1 health check node port\" -m tcp --dport 32000 -j ACCEPT");
+}
+
 #[test]
 fn no_endpoints_at_all() {
     let port = PortPlan {
@@ -240,7 +306,7 @@ fn internal_policy_local_without_local_endpoints() {
 
 #[test]
 fn endpoints_without_a_chain_of_their_own() {
-    let more = |plan| written(&shape(), plan, Detail { comments: true, chains: false });
+    let more = |plan| written(&shape(), plan, Detail { comments: true, chains: false, terse: false });
     let choosing: Vec<_> =
         more(port()).into_iter().filter(|line| line.contains("->") || line.contains("SEP")).collect();
     assert_eq!(
@@ -255,6 +321,20 @@ fn endpoints_without_a_chain_of_their_own() {
     );
     let affine = |detail| written(&shape(), PortPlan { affinity: Some(1), ..port() }, detail);
     assert_eq!(affine(Detail { chains: false, ..ALL }), affine(ALL), "affinity needs every chain");
+}
+
+#[test]
+fn what_is_terse_says_only_what_decides() {
+    let terse = |port| written(&shape(), port, Detail { comments: false, chains: false, terse: true });
+    let [masquerade, .., services] = &terse(port())[2..] else { panic!("{:?}", terse(port())) };
+    assert_eq!(masquerade, "-A KUBE-SVC-x ! -s 10.0.0.0/8 -j KUBE-MARK-MASQ");
+    assert_eq!(services, "nat: -A KUBE-SERVICES -d 172.30.0.41/32 -p tcp -m tcp --dport 80 -j KUBE-SVC-x");
+    let external = terse(PortPlan { node_port: Some(3001), ..port() });
+    assert_eq!(
+        external[2], "-A KUBE-SVC-x ! -s 10.0.0.0/8 -d 172.30.0.41/32 -p tcp -m tcp --dport 80 -j KUBE-MARK-MASQ",
+        "traffic from outside comes there too"
+    );
+    assert_eq!(external.last().unwrap(), "nat: -A KUBE-NODEPORTS -p tcp -m tcp --dport 3001 -j KUBE-EXT-x");
 }
 
 #[test]

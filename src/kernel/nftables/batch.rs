@@ -21,7 +21,6 @@ const CHAIN_TYPE: u16 = 7;
 const CHAIN_USERDATA: u16 = 12;
 const HOOK_NUMBER: u16 = 1;
 const HOOK_PRIORITY: u16 = 2;
-const RULE_CHAIN: u16 = 2;
 const RULE_EXPRESSIONS: u16 = 4;
 const SET_KEY_LEN: u16 = 5;
 const SET_DATA_LEN: u16 = 7;

@@ -186,6 +186,18 @@ impl Nftables {
         found(self.socket.request(&request, |_| {}))
     }
 
+    /// Whether a table has a chain.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn has_chain(&mut self, family: TableFamily, table: &str, chain: &str) -> io::Result<bool> {
+        let mut request = Buffer::new();
+        request.message(subsystem(GETCHAIN), ACK, self.next(), &family.header());
+        request.text(CHAIN_TABLE, table);
+        request.text(CHAIN_NAME, chain);
+        found(self.socket.request(&request, |_| {}))
+    }
+
     /// The names of a table's chains, and whether each hooks in somewhere.
     ///
     /// # Errors
@@ -215,6 +227,24 @@ impl Nftables {
         request.text(RULE_TABLE, table);
         found(self.socket.request(&request, |_| rules += 1))?;
         Ok(rules)
+    }
+
+    /// Whether some rule of a chain names another chain; when that is empty, whether there is any rule. A chain that does
+    /// not exist has none.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn leads(&mut self, family: TableFamily, table: &str, chain: &str, to: &str) -> io::Result<bool> {
+        let mut leads = false;
+        let name = format!("{to}\0");
+        let mut request = Buffer::new();
+        request.message(subsystem(GETRULE), DUMP, self.next(), &family.header());
+        request.text(RULE_TABLE, table);
+        request.text(RULE_CHAIN, chain);
+        let asked = self.socket.request(&request, |message| {
+            leads |= to.is_empty() || message.payload.windows(name.len()).any(|window| window == name.as_bytes());
+        });
+        found(asked).map(|_| leads)
     }
 
     /// The sets and maps of a table.

@@ -1,0 +1,153 @@
+//! Whether our rules are still there, without reading them: nothing has to be looked at as long as nobody but us changed
+//! a table, and the kernel tells that for free. So this may be asked every second.
+//!
+//! Must not run anything that takes long while nothing changes, nor mend what it finds.
+
+use nix::sys::socket::AddressFamily;
+
+use crate::kernel::nftables::{Nftables, TableFamily};
+use crate::kernel::xtables::{self, Size};
+use crate::model::Family;
+
+use super::probe::{Tools, Variant};
+use super::shared::{CANARY, Table};
+
+const TABLES: [Table; 3] = [Table::Nat, Table::Filter, Table::Mangle];
+
+/// What must be there: in a table's chain, a rule that leads to another chain, or any rule.
+const SIGNS: [(Table, &str, &str); 8] = [
+    (Table::Nat, "PREROUTING", "KUBE-SERVICES"),
+    (Table::Nat, "OUTPUT", "KUBE-SERVICES"),
+    (Table::Nat, "POSTROUTING", "KUBE-POSTROUTING"),
+    (Table::Nat, "KUBE-POSTROUTING", ""),
+    (Table::Filter, "INPUT", "KUBE-EXTERNAL-SERVICES"),
+    (Table::Filter, "OUTPUT", "KUBE-SERVICES"),
+    (Table::Filter, "FORWARD", "KUBE-FORWARD"),
+    (Table::Filter, "KUBE-FORWARD", ""),
+];
+
+/// Looks on while others use iptables too.
+pub struct Watch {
+    family: Family,
+    variant: Variant,
+    /// Not there in the legacy variant.
+    nft: Option<Nftables>,
+    /// How things were when all was known to be there.
+    known: Option<Stamp>,
+}
+
+/// Differs when somebody changed something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stamp {
+    /// The number of transactions so far, whoever made them.
+    Generation(u32),
+    /// The sizes of the tables.
+    Sizes([Size; TABLES.len()]),
+}
+
+// === impl Watch ===
+
+impl Watch {
+    /// Nothing is known yet.
+    pub fn new(family: Family, variant: Variant) -> Self {
+        let nft = if variant == Variant::Nft { Nftables::open().ok() } else { None };
+        Self { family, variant, nft, known: None }
+    }
+
+    /// Whether a table has nothing in it, so that it need not be read. `false` when that is not known.
+    pub fn is_blank(&mut self, table: Table) -> bool {
+        match (self.variant, &mut self.nft) {
+            (Variant::Legacy, _) => xtables::size(domain(self.family), table.as_str()).is_ok_and(Size::is_blank),
+            (Variant::Nft, Some(nft)) => nft.has_table(table_family(self.family), table.as_str()).is_ok_and(|is| !is),
+            (Variant::Nft, None) => false,
+        }
+    }
+
+    /// Whether nobody changed anything since all was known to be there. Ask before a change of our own, and tell
+    /// [`Watch::changed`] afterwards.
+    pub fn is_calm(&mut self) -> bool {
+        let now = self.stamp();
+        now.is_some() && self.known == now
+    }
+
+    /// We changed something ourselves. The next look is a close one where that is cheap, and where it was not calm before.
+    pub fn changed(&mut self, was_calm: bool) {
+        self.known = if was_calm && self.variant == Variant::Legacy { self.stamp() } else { None };
+    }
+
+    /// Whether our rules are there, as far as a look can tell.
+    pub fn intact(&mut self, tools: Tools) -> bool {
+        let now = self.stamp();
+        if now.is_some() && now == self.known {
+            return true;
+        }
+        // A table that grew was not flushed.
+        let grew = |table: Table| match (self.known, now) {
+            (Some(Stamp::Sizes(before)), Some(Stamp::Sizes(now))) => TABLES
+                .iter()
+                .zip(before.iter().zip(&now))
+                .any(|(of, (before, now))| *of == table && (before == now || before.entries < now.entries)),
+            _ => false,
+        };
+        let suspects: Vec<Table> = TABLES.into_iter().filter(|table| !grew(*table)).collect();
+        let intact = suspects.into_iter().all(|table| self.shows_signs(tools, table));
+        self.known = if intact { now } else { None };
+        intact
+    }
+
+    /// Whether the canary of the mangle table is there.
+    pub fn has_canary(&mut self, tools: Tools) -> bool {
+        match &mut self.nft {
+            Some(nft) => nft.has_chain(table_family(self.family), Table::Mangle.as_str(), CANARY).unwrap_or(true),
+            None => !matches!(tools.chain(Table::Mangle, CANARY), Ok(None)),
+        }
+    }
+
+    fn shows_signs(&mut self, tools: Tools, table: Table) -> bool {
+        let family = table_family(self.family);
+        let canary = match &mut self.nft {
+            Some(nft) => nft.has_chain(family, table.as_str(), CANARY).unwrap_or(true),
+            None => table != Table::Mangle || self.has_canary(tools),
+        };
+        if !canary {
+            return false;
+        }
+        SIGNS.into_iter().filter(|(of, ..)| *of == table).all(|(_, chain, to)| match &mut self.nft {
+            Some(nft) => nft.leads(family, table.as_str(), chain, to).unwrap_or(true),
+            None => match tools.chain(table, chain) {
+                Ok(Some(rules)) => rules.lines().any(|rule| rule.starts_with("-A ") && leads(rule, to)),
+                Ok(None) => false,
+                // It had no chance to look.
+                Err(_) => true,
+            },
+        })
+    }
+
+    fn stamp(&mut self) -> Option<Stamp> {
+        match (self.variant, &mut self.nft) {
+            (Variant::Nft, nft) => nft.as_mut()?.generation().ok().map(Stamp::Generation),
+            (Variant::Legacy, _) => {
+                let [nat, filter, mangle] = TABLES.map(|table| xtables::size(domain(self.family), table.as_str()).ok());
+                Some(Stamp::Sizes([nat?, filter?, mangle?]))
+            }
+        }
+    }
+}
+
+fn leads(rule: &str, to: &str) -> bool {
+    to.is_empty() || rule.rsplit_once(" -j ").is_some_and(|(_, target)| target == to)
+}
+
+fn domain(family: Family) -> AddressFamily {
+    match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    }
+}
+
+fn table_family(family: Family) -> TableFamily {
+    match family {
+        Family::V4 => TableFamily::Ip,
+        Family::V6 => TableFamily::Ip6,
+    }
+}

@@ -1,0 +1,143 @@
+//! What goes wrong on nodes: others flush tables, Services are refused, modes are switched under way.
+
+use super::*;
+use kube_proxy::kernel::nfacct;
+use kube_proxy::nftables::Table;
+
+fn broken(number: u16) -> Plan {
+    let mut plan = Plan::new(Family::V4, number).endpoints(&[2]);
+    plan.edit(|port| port.cluster[0].address = "fd00::1".parse().unwrap());
+    plan
+}
+
+in_both_variants! {
+    /// Whatever part of our rules somebody takes away is missed, and comes back; in one family as in the other.
+    fn a_flush_of_any_table_is_noticed() {
+        for (family, tool) in [(Family::V4, "iptables"), (Family::V6, "ip6tables")] {
+            let facts = facts(family);
+            let mut live = programmed(&facts, &every_kind(family));
+            let before = saved(family);
+            for flush in [
+                "-t nat -F", "-t filter -F", "-t nat -F PREROUTING", "-t nat -F KUBE-POSTROUTING",
+                "-t filter -F FORWARD", "-t mangle -X KUBE-PROXY-CANARY",
+            ] {
+                assert!(live.intact(), "before {flush}");
+                run(&format!("{tool} {flush}"));
+                assert!(!live.intact(), "{flush}");
+                live.replace(&facts, &mut every_kind(family).into_iter()).unwrap();
+                assert_same(&saved(family), &before);
+                live.update(&[Plan::new(family, 1).endpoints(&[2]).build()]).unwrap();
+                run(&format!("{tool} {flush} 2>/dev/null || {tool} -t nat -F"));
+                assert!(!live.intact(), "{flush} after a change");
+                live.replace(&facts, &mut every_kind(family).into_iter()).unwrap();
+                assert_same(&saved(family), &before);
+            }
+        }
+    }
+
+    /// Rules of others come and go without an alarm.
+    fn what_others_do_is_no_alarm() {
+        let mut live = programmed(&facts(Family::V4), &every_kind(Family::V4));
+        for line in [
+            "iptables -t nat -A POSTROUTING -s 192.0.2.9 -j MASQUERADE", "iptables -A FORWARD -s 192.0.2.9 -j DROP",
+            "iptables -t nat -N MINE", "iptables -t nat -D POSTROUTING -s 192.0.2.9 -j MASQUERADE",
+            "iptables -D FORWARD -s 192.0.2.9 -j DROP", "iptables -t nat -X MINE", "ip6tables -t nat -F",
+        ] {
+            run(line);
+            assert!(live.intact(), "{line}");
+        }
+        live.update(&[Plan::new(Family::V4, 1).endpoints(&[2]).build()]).unwrap();
+        assert!(live.intact(), "our own changes are none either");
+    }
+
+    /// A Service that is refused in a batch leaves nothing behind, and no rule of the others is there twice.
+    fn a_refusal_in_a_batch_leaves_the_rest_as_it_should_be() {
+        let facts = facts(Family::V4);
+        let mut live = programmed(&facts, &every_kind(Family::V4));
+        let emptied = Plan::new(Family::V4, 3).node_port(30003).external_ip().build();
+        let batch = [emptied.clone(), broken(20).load_balancer(&["from"]).build(), broken(21).build()];
+        let report = live.update(&batch).unwrap();
+        assert_eq!((report.set_aside.len(), report.refusals), (2, 2), "{:?}", report.set_aside);
+        let now = saved(Family::V4);
+        let mut plans = every_kind(Family::V4);
+        plans[2] = emptied;
+        wipe(Family::V4);
+        programmed(&facts, &plans);
+        assert_same(&now, &saved(Family::V4));
+    }
+
+    /// The same when everything is programmed for the first time: no jump is there twice.
+    fn a_refusal_in_a_first_load_leaves_the_rest_as_it_should_be() {
+        let facts = facts(Family::V4);
+        let mut plans = every_kind(Family::V4);
+        programmed(&facts, &plans);
+        let without = saved(Family::V4);
+        wipe(Family::V4);
+        plans.insert(2, broken(20).node_port(30020).load_balancer(&["from"]).build());
+        plans.push(broken(21).build());
+        let report = backend(Family::V4).replace(&facts, &mut plans.into_iter()).unwrap();
+        assert_eq!(report.set_aside.len(), 2);
+        assert!(report.set_aside.iter().all(|(_, reason)| reason.contains("fd00::1")), "{:?}", report.set_aside);
+        assert_same(&saved(Family::V4), &without);
+    }
+
+    /// What is said of the number of rules is what is there.
+    fn rules_are_counted() {
+        let facts = facts(Family::V4);
+        let mut live = backend(Family::V4);
+        let there = || {
+            let table = |table| run(&format!("iptables-save -t {table}")).lines().filter(|l| l.starts_with("-A")).count();
+            [("nat", table("nat")), ("filter", table("filter"))]
+        };
+        let owned = |report: &kube_proxy::backend::Report| -> Vec<_> {
+            report.tables.iter().map(|rules| (rules.table, rules.owned)).collect()
+        };
+        let report = live.replace(&facts, &mut every_kind(Family::V4).into_iter()).unwrap();
+        assert_eq!(owned(&report), there());
+        assert!(report.tables.iter().all(|rules| rules.written == rules.owned), "{:?}", report.tables);
+        let report = live.update(&[Plan::new(Family::V4, 7).build(), Plan::new(Family::V4, 11).endpoints(&[2]).build()]).unwrap();
+        assert_eq!(owned(&report), there());
+        assert_eq!(report.tables[1].written, 1, "one Service lost its endpoints");
+    }
+
+    /// Connections to NodePorts on loopback are counted, where the kernel has counters; clean-up takes these away.
+    fn loopback_node_ports_are_counted() {
+        let net = network::Network::new();
+        let mut live = programmed(&facts(Family::V4), &every_kind(Family::V4));
+        let [_, localhost] = iptables::COUNTERS;
+        let Ok(Some(0)) = nfacct::packets(localhost) else { return println!("skipped: the kernel has no nfacct") };
+        let answer = net.ask("node", "127.0.0.1:30003");
+        assert!(matches!(answer, Answer::From { .. }), "{answer:?}");
+        assert!(matches!(net.ask("client", "192.0.2.1:30003"), Answer::From { .. }));
+        assert_eq!(nfacct::packets(localhost).unwrap(), Some(1), "the one to loopback");
+        live.cleanup().unwrap();
+        assert_eq!(nfacct::packets(localhost).unwrap(), None);
+    }
+
+    /// From iptables to nftables and back: nothing stays behind, and an open connection goes on.
+    fn a_switch_of_modes_keeps_connections() {
+        let net = network::Network::new();
+        let facts = facts(Family::V4);
+        let plans = || every_kind(Family::V4).into_iter();
+        programmed(&facts, &every_kind(Family::V4));
+        let mut inside = net.hold("pod2", "10.96.0.2:80");
+        let mut outside = net.hold("client", "192.0.2.1:30003");
+        let mut check = |when: &str| {
+            assert!(inside.is_alive() && outside.is_alive(), "{when}");
+            assert!(matches!(net.ask("client", "192.0.2.1:30003"), Answer::From { .. }), "{when}");
+        };
+
+        let mut nftables = Table::new(Family::V4).unwrap();
+        nftables.replace(&facts, &mut plans()).unwrap();
+        check("both");
+        iptables::cleanup(Family::V4).unwrap();
+        check("nftables");
+        assert!(saved(Family::V4).keys().all(|(_, chain)| !chain.starts_with("KUBE-") || chain == "KUBE-FIREWALL"));
+
+        programmed(&facts, &every_kind(Family::V4));
+        check("both again");
+        nftables.cleanup().unwrap();
+        check("iptables");
+        assert!(!run("nft list tables").contains("kube-proxy"), "its table is gone");
+    }
+}
