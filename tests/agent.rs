@@ -146,7 +146,13 @@ fn changes_arrive_in_the_kernel_and_the_rules_outlive_the_program() {
 
         assert!(get(10256, "/healthz").starts_with("HTTP/1.1 200"));
         assert!(get(10249, "/proxyMode").ends_with("nftables"));
-        assert!(get(10249, "/metrics").contains("kubeproxy_programmed_services{ip_family=\"IPv4\"} 1"));
+        let metrics = get(10249, "/metrics");
+        assert!(metrics.contains("kubeproxy_programmed_services{ip_family=\"IPv4\"} 1"), "{metrics}");
+        assert!(metrics.contains("kubernetes_feature_enabled{name=\"NFTablesProxyMode\",stage=\"\"} 1"), "{metrics}");
+        assert!(
+            metrics.contains("kubernetes_feature_enabled{name=\"NativeHistograms\",stage=\"ALPHA\"} 0"),
+            "{metrics}"
+        );
         assert!(server.events().iter().any(|event| event["reason"] == "Starting"));
 
         agent.signal(Signal::SIGTERM);

@@ -116,6 +116,7 @@ fn filled() -> Metrics {
             gauge.with(&[name]).set(7.0);
         }
     }
+    metrics.feature_enabled.with(&["ComponentFlagz", "BETA"]).set(1.0);
     metrics.healthz.with(&["200"]).add(1);
     metrics.livez.with(&["503"]).add(1);
     metrics.rest_retries.with(&["429", "LIST", "[fd00::1]:6443"]).add(1);
@@ -168,6 +169,7 @@ fn metrics_pass_a_strict_reader() {
         ("rest_client_response_size_bytes", "histogram", 1),
         ("rest_client_request_retries_total", "counter", 1),
         ("kubernetes_build_info", "gauge", 1),
+        ("kubernetes_feature_enabled", "gauge", 1),
         ("process_resident_memory_bytes", "gauge", 1),
         ("process_cpu_seconds_total", "counter", 1),
         ("kubeproxy_programmed_services", "gauge", 2),

@@ -61,6 +61,9 @@ impl Setup {
         let config = loaded.config.clone();
         let node_name = node_name(&config)?;
         let metrics = Rc::new(Metrics::new(build()));
+        for (name, stage, on) in config.gates.iter() {
+            metrics.feature_enabled.with(&[name, stage.as_str()]).set(f64::from(u8::from(on)));
+        }
         let (sender, events) = bounded(EVENTS);
         let (source, client) = match options.flags.manifests.as_deref() {
             Some(folder) => {

@@ -58,6 +58,8 @@ pub struct Metrics {
     pub iptables_rules: Family<Gauge>,
     /// iptables mode: rules written in the last sync; labels table, family.
     pub iptables_last: Family<Gauge>,
+    /// Whether each feature gate is on; labels name, stage.
+    pub feature_enabled: Family<Gauge>,
     /// iptables mode: failures of `iptables-restore`; label family.
     pub iptables_restore_failures: Family<Counter>,
     /// iptables mode: such failures in partial syncs; label family.
@@ -220,6 +222,11 @@ impl Metrics {
                 "kubeproxy_sync_proxy_rules_iptables_last",
                 "[ALPHA] Iptables rules written by the last sync",
                 &["table", "ip_family"],
+            ),
+            feature_enabled: Family::gauge(
+                "kubernetes_feature_enabled",
+                "[BETA] Whether a feature gate that this proxy reads is on",
+                &["name", "stage"],
             ),
             iptables_restore_failures: Family::counter(
                 "kubeproxy_sync_proxy_rules_iptables_restore_failures_total",
@@ -410,6 +417,7 @@ impl Metrics {
             &self.no_local_endpoints,
             &self.iptables_rules,
             &self.iptables_last,
+            &self.feature_enabled,
             &self.programmed_services,
             &self.programmed_endpoints,
             &self.set_aside,
