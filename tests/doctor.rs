@@ -223,7 +223,12 @@ fn a_token_that_is_not_accepted_is_told_from_a_server_that_is_not_there() {
 
 #[test]
 fn a_reader_who_goes_away_causes_no_panic() {
-    for arguments in [&["--help"][..], &["--version"], &["--nonsense"], &["doctor", "--manifests=/run"]] {
+    let folder = Folder::new();
+    let written = format!("--write-config-to={}", folder.path().join("written").display());
+    // The last one logs: the disk of a log file may be full.
+    for arguments in
+        [&["--help"][..], &["--version"], &["--nonsense"], &["doctor", "--manifests=/run"], &["-v=1", &written]]
+    {
         let full = || std::fs::File::options().write(true).open("/dev/full").expect("every Linux has it");
         let status = Command::new(env!("CARGO_BIN_EXE_kube-proxy"))
             .args(arguments)

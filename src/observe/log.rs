@@ -1,7 +1,7 @@
 //! The log: one line per record on standard error, for people, for journald, or as JSON.
 //!
-//! Text is written by `simple_logger`, which knows neither key-value pairs nor journald: these are added here. Must not
-//! decide what is worth a line.
+//! `simple_logger` decides by level and module what is written. The writing is done here: it panics where standard error
+//! cannot be written to, and a full disk must not end a proxy. Must not decide what is worth a line.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -22,11 +22,13 @@ pub enum Format {
 }
 
 struct Logger {
-    text: SimpleLogger,
+    filter: SimpleLogger,
     format: Format,
-    level: LevelFilter,
     journal: bool,
 }
+
+/// What these libraries do all day is of no use to an operator, however much he wants to know.
+const TALKATIVE: [&str; 4] = ["async_io", "hyper", "polling", "rustls"];
 
 /// Begins to log. `verbosity` is `--v`: up to 3 what matters to an operator, 4 and 5 details, from 6 on everything.
 ///
@@ -35,10 +37,14 @@ struct Logger {
 pub fn start(format: Format, verbosity: u32) -> Result<(), log::SetLoggerError> {
     let level = level(verbosity);
     let journal = std::env::var_os("JOURNAL_STREAM").is_some();
-    let text = SimpleLogger::new().with_level(level);
-    log::set_boxed_logger(Box::new(Logger { text, format, level, journal }))?;
+    log::set_boxed_logger(Box::new(Logger { filter: filter(level), format, journal }))?;
     log::set_max_level(level);
     Ok(())
+}
+
+fn filter(level: LevelFilter) -> SimpleLogger {
+    let others = level.min(LevelFilter::Info);
+    TALKATIVE.iter().fold(SimpleLogger::new().with_level(level), |filter, name| filter.with_module_level(name, others))
 }
 
 fn level(verbosity: u32) -> LevelFilter {
@@ -57,6 +63,11 @@ fn priority(level: Level) -> &'static str {
         Level::Info => "<6>",
         Level::Debug | Level::Trace => "<7>",
     }
+}
+
+/// `LEVEL [module] message key=value`, in one line.
+fn text(record: &Record<'_>) -> String {
+    format!("{:<5} [{}] {}", record.level(), target(record), line(record))
 }
 
 /// The message with its pairs, in one line.
@@ -120,34 +131,20 @@ impl<'kvs> VisitSource<'kvs> for Members<'_> {
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.level() <= self.level
+        self.filter.enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
         if !self.enabled(record.metadata()) {
             return;
         }
-        match self.format {
-            Format::Json => {
-                let line = object(record, epoch_seconds(Moment::now().date) * 1000.0) + "\n";
-                // With standard error gone there is nobody left to tell.
-                let _ = std::io::stderr().write_all(line.as_bytes());
-            }
-            Format::Text => {
-                // When journald is gone this says so; the text logger would panic.
-                if self.journal && std::io::stderr().write_all(priority(record.level()).as_bytes()).is_err() {
-                    return;
-                }
-                let line = line(record);
-                self.text.log(
-                    &Record::builder()
-                        .level(record.level())
-                        .target(target(record))
-                        .args(format_args!("{line}"))
-                        .build(),
-                );
-            }
-        }
+        let line = match self.format {
+            Format::Json => object(record, epoch_seconds(Moment::now().date) * 1000.0),
+            Format::Text if self.journal => [priority(record.level()), &text(record)].concat(),
+            Format::Text => text(record),
+        };
+        // With standard error gone, or its disk full, there is nobody left to tell.
+        let _ = std::io::stderr().write_all((line + "\n").as_bytes());
     }
 
     fn flush(&self) {}
@@ -193,6 +190,14 @@ mod tests {
             let object = object(record, 0.0);
             assert!(object.contains(r#""err":"broken""#) && !object.contains(r#""v":"#), "{object}");
         });
+    }
+
+    #[test]
+    fn libraries_stay_quiet_when_we_tell_everything() {
+        let filter = filter(LevelFilter::Trace);
+        let told = |target, level| filter.enabled(&Metadata::builder().target(target).level(level).build());
+        assert!(told("kube_proxy::agent", Level::Trace) && told("rustls::client", Level::Warn));
+        assert!(!told("rustls::client", Level::Debug) && !told("hyper", Level::Trace));
     }
 
     #[test]
