@@ -33,7 +33,7 @@ Usage: cargo bench --bench suite -- [OPTION]...
                     in both variants of the tools, and --variant nft or legacy names one of them
   --services N,...  how many Services, 20,1000 if not given
   --starts N        how often each start is repeated, once if not given
-  --day N           also N changes as fast as they go, at the first size of at least 1000
+  --day N           also N changes as fast as they go, at the first size of at least 1000; peers are spared
   --traffic N,...   also connections through so many Services
   --write FOLDER    write the report there, and not to stdout
   --check FILE      compare what does not depend on the clock with FILE, and nothing else";
@@ -84,7 +84,10 @@ fn carry_out(words: Vec<String>) -> Result<(), String> {
         load.push(load_average());
         for (index, subject) in subjects.iter_mut().enumerate() {
             eprintln!("{} with {services} Services", subject.name);
-            let day = if services >= 1000 && subject.outcomes.iter().all(|(_, outcome)| outcome.day.is_none()) {
+            let day = if index == 0
+                && services >= 1000
+                && subject.outcomes.iter().all(|(_, outcome)| outcome.day.is_none())
+            {
                 wishes.day
             } else {
                 0
@@ -107,6 +110,9 @@ fn carry_out(words: Vec<String>) -> Result<(), String> {
     }
     for &services in &wishes.traffic {
         for (index, subject) in subjects.iter_mut().enumerate() {
+            if subject.failures.iter().any(|&failed| failed <= services) {
+                continue;
+            }
             eprintln!("{}: connections through {services} Services", subject.name);
             let job = traffic::Job { binary: subject.binary.clone(), services };
             match send_in("traffic", &job) {
