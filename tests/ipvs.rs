@@ -3,7 +3,9 @@
 
 mod support;
 
+use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, TcpListener};
+use std::process::{Child, Command, Stdio};
 
 use ipnet::IpNet;
 use kube_proxy::backend::{Backend, Report};
@@ -235,6 +237,143 @@ fn every_entrance_leads_where_its_policy_says() {
 #[test]
 fn every_entrance_leads_there_with_ipv6_too() {
     with_ipvs("every_entrance_leads_there_with_ipv6_too", || every_entrance(&V6));
+}
+
+/// One SCTP association from a host: the same words as [`tcp`].
+fn sctp(from: &str, to: &str, port: u16) -> String {
+    let ask = format!(
+        "import socket\n\
+         s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 132)\n\
+         s.settimeout(3)\n\
+         try:\n  s.connect((\"{to}\", {port})); s.send(b\"?\"); print(s.recv(64).decode())\n\
+         except ConnectionRefusedError: print(\"refused\")\n\
+         except TimeoutError: print(\"silence\")\n"
+    );
+    let enter = if from == "node" { String::new() } else { format!("ip netns exec {from} ") };
+    run(&format!("{enter}python3 -c '{ask}'")).trim().to_owned()
+}
+
+/// Answers SCTP at a host, with its name and the client's address, until it is dropped.
+struct SctpServer(Child);
+
+impl SctpServer {
+    fn start(host: &str, address: &str, port: u16) -> Self {
+        let serve = format!(
+            "import socket\n\
+             s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 132)\n\
+             s.bind(('{address}', {port})); s.listen(8); print('ready', flush=True)\n\
+             while True:\n  c, peer = s.accept(); c.recv(9); c.send(f'{host} {{peer[0]}}'.encode()); c.close()\n"
+        );
+        let mut server = Command::new("ip")
+            .args(["netns", "exec", host, "python3", "-c", &serve])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("ip starts");
+        let mut line = String::new();
+        BufReader::new(server.stdout.take().expect("it is piped")).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n", "the SCTP server of {host}");
+        Self(server)
+    }
+}
+
+impl Drop for SctpServer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn sctp_is_served_like_the_others() {
+    with_ipvs("sctp_is_served_like_the_others", || {
+        if !succeeds("modprobe -q sctp; python3 -c 'import socket; socket.socket(2, 1, 132)'") {
+            assert!(std::env::var_os("KUBE_PROXY_REQUIRE_IPVS").is_none(), "this kernel has no SCTP");
+            return;
+        }
+        V4.build();
+        let _server = SctpServer::start("far", V4.far, 8080);
+        let mut ipvs = started(Family::V4, Options::default());
+        let plan = port("s", "10.96.0.1", &[endpoint(V4.far, false)]);
+        let name = PortName { protocol: Protocol::Sctp, ..plan.name.clone() };
+        let plan = PortPlan { name, node_port: Some(30080), ..plan };
+        replace(&mut ipvs, Family::V4, &[service(plan)]);
+        assert_eq!(sctp("a", "10.96.0.1", 80), format!("far {}", V4.a), "a pod keeps its address");
+        for (from, to, port) in [("node", "10.96.0.1", 80), ("client", "10.96.0.1", 80), ("client", V4.node, 30080)] {
+            let answer = sctp(from, to, port);
+            assert!(answer.starts_with("far ") && !answer.ends_with(V4.client), "{from} {to}: {answer}");
+        }
+        assert_ne!(tcp("client", &V4.at(V4.node, 30080)).split(' ').next(), Some("far"), "TCP is not served");
+    });
+}
+
+#[test]
+fn node_ports_are_served_on_all_addresses_or_on_those_that_are_listed() {
+    with_ipvs("node_ports_are_served_on_all_addresses_or_on_those_that_are_listed", || {
+        V4.build();
+        run("ip link add eth8 type dummy && ip link set eth8 up && ip addr add 172.19.0.2/32 dev eth8");
+        let services =
+            [service(PortPlan { node_port: Some(30080), ..port("s", "10.96.0.1", &[endpoint(V4.far, false)]) })];
+        let mut ipvs = started(Family::V4, Options::default());
+        replace(&mut ipvs, Family::V4, &services);
+        let (first, second) = (V4.at(V4.node, 30080), V4.at("172.19.0.2", 30080));
+        for to in [&first, &second] {
+            assert!(tcp("client", to).starts_with("far "), "{to}");
+        }
+        assert_eq!(tcp("client", "10.96.0.1:30080"), "refused", "a virtual address has no NodePorts");
+
+        let only = NodeFacts { node_port_addresses: NodePortAddresses::Only(vec![ip(V4.node)]), ..facts(Family::V4) };
+        ipvs.replace(&only, &mut services.iter().cloned()).unwrap();
+        assert!(tcp("client", &first).starts_with("far "));
+        assert_eq!(tcp("client", &second), "refused");
+    });
+}
+
+#[test]
+fn policy_local_without_a_local_endpoint_asks_the_others() {
+    with_ipvs("policy_local_without_a_local_endpoint_asks_the_others", || {
+        V4.build();
+        let plan = PortPlan {
+            external_ips: vec![ip("10.96.0.101")],
+            node_port: Some(30080),
+            external_local: true,
+            external: Route::Drop,
+            internal: Route::Drop,
+            ..port("s", "10.96.0.1", &[endpoint(V4.far, false)])
+        };
+        let mut ipvs = started(Family::V4, Options::default());
+        replace(&mut ipvs, Family::V4, &[service(plan)]);
+        for to in [V4.at("10.96.0.1", 80), V4.at("10.96.0.101", 80), V4.at(V4.node, 30080)] {
+            assert!(tcp("client", &to).starts_with("far "), "{to}");
+        }
+    });
+}
+
+#[test]
+fn the_families_share_a_device_and_leave_each_other_alone() {
+    with_ipvs("the_families_share_a_device_and_leave_each_other_alone", || {
+        V4.build();
+        for (host, address) in [("a", V6.a), ("far", V6.far), ("client", V6.client)] {
+            support::lab::host(host, address, 8080);
+        }
+        let served = |net: &Net| [service(port("s", &(net.vip)(1), &[endpoint(net.far, false)]))];
+        let mut both = [&V4, &V6].map(|net| (net, started(net.family, Options::default())));
+        for (net, ipvs) in &mut both {
+            replace(ipvs, net.family, &served(net));
+        }
+        let answers = |net: &Net| tcp("a", &net.at(&(net.vip)(1), 80));
+        for net in [&V4, &V6] {
+            assert_eq!(answers(net), format!("far {}", net.a));
+        }
+        let before = everything();
+        replace(&mut both[0].1, Family::V4, &served(&V4));
+        assert_eq!(everything(), before, "IPv4 is written anew, and IPv6 stays as it is");
+
+        both[0].1.cleanup().unwrap();
+        assert_eq!(answers(&V6), format!("far {}", V6.a), "IPv4 is gone, IPv6 serves on");
+        both[1].1.cleanup().unwrap();
+        assert_eq!(everything(), (vec![], vec![], vec![]));
+        assert!(!succeeds("ip link show kube-ipvs0"), "the last one takes the device along");
+    });
 }
 
 #[test]
