@@ -50,6 +50,7 @@ fn measure(variant: &str, services: u16) {
         masquerade_all: false,
         masquerade_mark: 0x4000,
         node_port_addresses: NodePortAddresses::All,
+        host_addresses: vec![],
         service_cidrs: Vec::new(),
     };
     let options = Options { localhost_node_ports: false, tcp_be_liberal: false };

@@ -250,6 +250,26 @@ fn ipvs_mode_and_nftables_mode_replace_each_other_and_leave_nothing() {
     });
 }
 
+#[test]
+fn in_ipvs_mode_an_external_ip_is_on_one_device_of_the_node() {
+    with_ipvs("in_ipvs_mode_an_external_ip_is_on_one_device_of_the_node", || {
+        run("ip addr add 192.0.2.1/32 dev lo; ip link add eth9 type dummy; ip link set eth9 up");
+        let server = cluster();
+        let external = json!({"kind": "Service", "apiVersion": "v1", "metadata": {"name": "web", "namespace": "default"},
+            "spec": {"clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"], "ipFamilies": ["IPv4"],
+                "externalIPs": ["198.51.100.7"], "ports": [{"port": 80, "protocol": "TCP"}]}});
+        server.put(external);
+        let ours = || run("ip -o addr show dev kube-ipvs0 2>/dev/null || true").contains("198.51.100.7/32");
+        // The addresses that serve NodePorts stay the same meanwhile.
+        let _agent = Agent::start(&server, "mode: ipvs\nnodePortAddresses: [192.0.2.0/24]");
+        until("our device has it", ours);
+        run("ip addr add 198.51.100.7/32 dev eth9");
+        until("it is another device's", || !ours());
+        run("ip addr del 198.51.100.7/32 dev eth9");
+        until("it is ours again", ours);
+    });
+}
+
 /// Prints what ten thousand Services cost; `KUBE_PROXY` names another binary, `tests/vm/run ipvs` shows how to run it.
 #[test]
 #[ignore = "a measurement, for a release build"]

@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use ipnet::IpNet;
 use kube_proxy::backend::{Backend, Report};
 use kube_proxy::ipvs::{Ipvs, Options, Scheduler};
+use kube_proxy::kernel::links;
 use kube_proxy::model::{Family, ObjectName, Protocol};
 use kube_proxy::plan::{Endpoint, LocalTraffic, NodeFacts, NodePortAddresses, PortName, PortPlan, Route, ServicePlan};
 use nix::libc;
@@ -25,8 +26,16 @@ fn facts(family: Family) -> NodeFacts {
         masquerade_all: false,
         masquerade_mark: 0x4000,
         node_port_addresses: NodePortAddresses::All,
+        host_addresses: host_addresses(family),
         service_cidrs: vec![],
     }
+}
+
+/// The addresses that the test gave to other devices than the mode's own.
+fn host_addresses(family: Family) -> Vec<IpAddr> {
+    let found = links::addresses().unwrap().into_iter().filter(|found| &*found.interface != "kube-ipvs0");
+    let others = found.map(|found| found.address).filter(|address| Family::of(address) == family);
+    others.filter(|address| !address.is_loopback() && !address.to_string().starts_with("fe80:")).collect()
 }
 
 fn started(family: Family, options: Options) -> Ipvs {

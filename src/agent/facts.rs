@@ -70,6 +70,7 @@ pub fn facts(
         masquerade_all: config.masquerade_all,
         masquerade_mark: 1 << config.masquerade_bit,
         node_port_addresses: node_port_addresses(family, config, addresses, interfaces),
+        host_addresses: if config.mode == Mode::Ipvs { host_addresses(family, interfaces) } else { Vec::new() },
         // Only this mode knows what to do with them (contract 4.3).
         service_cidrs: if config.mode == Mode::Nftables { service_cidrs } else { Vec::new() },
     }
@@ -101,20 +102,30 @@ fn node_port_addresses(
     if all && config.mode != Mode::Ipvs {
         return NodePortAddresses::All;
     }
-    // IPVS has a virtual server for each address, and its own device is not one of the node's (contract 6.3).
-    let mut accepting: Vec<IpAddr> = interfaces
+    if all {
+        // IPVS has a virtual server for each address.
+        return NodePortAddresses::Only(host_addresses(family, interfaces));
+    }
+    let accepting = interfaces
         .iter()
         .filter(|interface| config.mode != Mode::Ipvs || &*interface.interface != ipvs::DEVICE)
         .map(|interface| interface.address)
-        .filter(
-            |address| {
-                if all { Family::of(address) == family && is_reachable(address) } else { in_any(&ranges, address) }
-            },
-        )
-        .collect();
-    accepting.sort_unstable();
-    accepting.dedup();
-    NodePortAddresses::Only(accepting)
+        .filter(|address| in_any(&ranges, address));
+    NodePortAddresses::Only(sorted(accepting))
+}
+
+/// The addresses of a family by which others reach this node. Those of IPVS's own device are the Services' (contract
+/// 6.3).
+fn host_addresses(family: Family, interfaces: &[Address]) -> Vec<IpAddr> {
+    let others = interfaces.iter().filter(|interface| &*interface.interface != ipvs::DEVICE);
+    sorted(others.map(|other| other.address).filter(|address| Family::of(address) == family && is_reachable(address)))
+}
+
+fn sorted(addresses: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = addresses.collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
 }
 
 fn in_any(ranges: &[IpNet], address: &IpAddr) -> bool {

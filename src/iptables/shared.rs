@@ -313,6 +313,7 @@ mod tests {
             masquerade_all: false,
             masquerade_mark: 0x4000,
             node_port_addresses: addresses,
+            host_addresses: vec![],
             service_cidrs: Vec::new(),
         };
         Shape::new(&facts, Options { localhost_node_ports, tcp_be_liberal: false }, false)

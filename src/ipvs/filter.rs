@@ -319,6 +319,7 @@ mod tests {
                         masquerade_all,
                         masquerade_mark: 0x4000,
                         node_port_addresses: NodePortAddresses::All,
+                        host_addresses: vec![],
                         service_cidrs: vec![],
                     };
                     for rule in chains(&facts).iter().flat_map(|chain| &chain.rules) {

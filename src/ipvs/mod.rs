@@ -115,22 +115,22 @@ impl Ipvs {
         Ok(Wanted::new(plan, |port| scheduler_of(port, default, servers)))
     }
 
-    /// Reads what the node has: our device with its addresses, and addresses elsewhere.
+    /// Makes our device if it is missing, and reads the addresses that it has.
     fn look_around(&mut self, facts: &NodeFacts) -> Result<(Around, HashSet<IpAddr>), Error> {
         let device = self.device.create().map_err(|error| {
             Error(format!("cannot create the device {DEVICE}: {error}; the kernel needs the module dummy"))
         })?;
         let found = links::addresses().map_err(|error| Error(format!("cannot list the node's addresses: {error}")))?;
-        let (ours, others): (Vec<_>, Vec<_>) = found
+        let ours = found
             .into_iter()
-            .filter(|address| Family::of(&address.address) == self.family)
-            .partition(|address| address.index == device);
-        let elsewhere: HashSet<IpAddr> = others.iter().map(|address| address.address).collect();
+            .filter(|address| Family::of(&address.address) == self.family && address.index == device)
+            .map(|address| address.address)
+            .collect();
         let node_addresses = match &facts.node_port_addresses {
-            NodePortAddresses::All => elsewhere.iter().copied().filter(serves_node_ports).collect(),
+            NodePortAddresses::All => facts.host_addresses.clone(),
             NodePortAddresses::Only(addresses) => addresses.clone(),
         };
-        let ours = ours.into_iter().map(|address| address.address).collect();
+        let elsewhere = facts.host_addresses.iter().copied().collect();
         Ok((Around { device, elsewhere, node_addresses }, ours))
     }
 
@@ -327,11 +327,6 @@ fn scheduler_of(port: &PortPlan, default: &Scheduler, servers: &mut Servers) -> 
 
 fn opened(servers: &mut Option<Servers>) -> Result<&mut Servers, Error> {
     servers.as_mut().ok_or_else(|| Error("IPVS mode was not started".into()))
-}
-
-/// Every address but loopback and link-local ones (contract 6.3).
-fn serves_node_ports(address: &IpAddr) -> bool {
-    !address.is_loopback() && !is_link_local(address)
 }
 
 fn is_excluded(options: &Options, server: &VirtualServer) -> bool {

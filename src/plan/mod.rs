@@ -119,6 +119,9 @@ pub struct NodeFacts {
     pub masquerade_mark: u32,
     /// Addresses that accept NodePort traffic.
     pub node_port_addresses: NodePortAddresses,
+    /// Addresses that the node has itself, sorted, for the mode that must know which of a Service's these are: IPVS
+    /// (contract 6.3). Else empty.
+    pub host_addresses: Vec<IpAddr>,
     /// Ranges that ClusterIPs are taken from (ServiceCIDR objects).
     pub service_cidrs: Vec<IpNet>,
 }

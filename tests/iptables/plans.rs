@@ -24,6 +24,7 @@ pub fn facts(family: Family) -> NodeFacts {
         masquerade_all: false,
         masquerade_mark: 0x4000,
         node_port_addresses: NodePortAddresses::All,
+        host_addresses: vec![],
         service_cidrs: Vec::new(),
     }
 }

@@ -15,6 +15,7 @@ pub fn facts(family: Family) -> NodeFacts {
         masquerade_all: false,
         masquerade_mark: 0x4000,
         node_port_addresses: NodePortAddresses::All,
+        host_addresses: vec![],
         service_cidrs: vec![services.parse().unwrap()],
     }
 }

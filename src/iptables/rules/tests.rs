@@ -14,6 +14,7 @@ fn shape() -> Shape {
         masquerade_all: false,
         masquerade_mark: 0x4000,
         node_port_addresses: NodePortAddresses::All,
+        host_addresses: vec![],
         service_cidrs: Vec::new(),
     };
     Shape::new(&facts, Options { localhost_node_ports: true, tcp_be_liberal: false }, false)
