@@ -123,6 +123,17 @@ fn starts(page: &mut String, subjects: &[Subject]) {
             seconds(&outcome.floor),
         );
     });
+    for (services, outcome) in subjects.first().into_iter().flat_map(|subject| &subject.outcomes) {
+        let (curl, floor) = (median(&outcome.curl), median(&outcome.floor));
+        if curl + floor > 1.5 * curl + 0.2 {
+            let _ = writeln!(
+                page,
+                "\nWith {services} Services, fetching and the kernel's floor alone add up to {:.2} s: more than the \
+                 budget, for a program with one thread.",
+                curl + floor
+            );
+        }
+    }
 }
 
 fn changes(page: &mut String, subjects: &[Subject]) {
