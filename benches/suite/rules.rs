@@ -27,6 +27,8 @@ use crate::proxy::{Proxy, write_config};
 const CALM: Duration = Duration::from_millis(1500);
 /// Others need minutes to load 10,000 Services.
 const PATIENCE: Duration = Duration::from_secs(900);
+/// The tables that hold rules of ours.
+const TABLES: &str = "nat filter mangle";
 /// How often an endpoint comes, and goes.
 const ROUNDS: u32 = 5;
 
@@ -50,7 +52,7 @@ pub struct Outcome {
     pub start: f64,
     /// The proxy's own word on its first sync: seconds.
     pub full_sync: Option<f64>,
-    /// `iptables-restore` alone, on the text that was read back: seconds.
+    /// The tools alone, one family after the other, on the text that was read back: seconds.
     pub alone: Vec<f64>,
     /// Event → kernel: milliseconds, ascending.
     pub changes: Vec<f64>,
@@ -98,12 +100,18 @@ pub fn measure(job: &Job, folder: &Path) -> Result<Outcome, String> {
     outcome.memory = (cost.rss, cost.peak);
     proxy.stop();
     if job.alone > 0 {
-        let text = folder.join("rules");
-        shell(&format!("{} > {}", save(job, "nat filter"), text.display()))?;
+        let tools = ["iptables", "ip6tables"].map(|tool| format!("{tool}-{}", job.variant));
+        let texts = tools.each_ref().map(|tool| folder.join(tool));
+        for (tool, text) in tools.iter().zip(&texts) {
+            shell(&format!("for t in {TABLES}; do {tool}-save -t $t; done > {}", text.display()))?;
+        }
         for _ in 0..job.alone {
-            let tool = format!("iptables-{}", job.variant);
-            shell(&format!("for t in nat filter mangle; do {tool} -t $t -F; {tool} -t $t -X; done"))?;
-            outcome.alone.push(restore(&job.variant, &text).map_err(explain)?.as_secs_f64());
+            let mut took = 0.0;
+            for (tool, text) in tools.iter().zip(&texts) {
+                shell(&format!("for t in {TABLES}; do {tool} -t $t -F; {tool} -t $t -X; done"))?;
+                took += restore(tool, text).map_err(explain)?.as_secs_f64();
+            }
+            outcome.alone.push(took);
         }
     }
     Ok(outcome)
@@ -118,10 +126,6 @@ fn put_first(variant: &str) -> Result<String, String> {
     Ok(format!("/run/variant:{}", std::env::var("PATH").unwrap_or_default()))
 }
 
-fn save(job: &Job, tables: &str) -> String {
-    format!("(for t in {tables}; do iptables-{}-save -t $t; done)", job.variant)
-}
-
 fn await_rules(proxy: &mut Proxy, stamp: &mut Stamp, job: &Job, began: Instant) -> io::Result<(Duration, usize)> {
     let first = stamp.read()?;
     let mut last = (first, began);
@@ -134,7 +138,7 @@ fn await_rules(proxy: &mut Proxy, stamp: &mut Stamp, job: &Job, began: Instant) 
         if now != last.0 {
             last = (now, Instant::now());
         } else if now != first && last.1.elapsed() > CALM && looked.elapsed() > CALM {
-            let text = shell(&save(job, "nat")).map_err(io::Error::other)?;
+            let text = shell(&format!("iptables-{}-save -t nat", job.variant)).map_err(io::Error::other)?;
             if text.lines().filter(|line| line.starts_with("-A KUBE-SERVICES -d ")).count() >= job.services {
                 return Ok((last.1 - began, text.lines().filter(|line| line.starts_with("-A ")).count()));
             }
@@ -164,9 +168,9 @@ fn change(server: &ApiServer, stamp: &mut Stamp, service: usize, size: usize, ma
     Ok(last.1 - began)
 }
 
-fn restore(variant: &str, text: &Path) -> io::Result<Duration> {
+fn restore(tool: &str, text: &Path) -> io::Result<Duration> {
     let began = Instant::now();
-    let status = Command::new(format!("iptables-{variant}-restore"))
+    let status = Command::new(format!("{tool}-restore"))
         .args(["--noflush", "-w", "5"])
         .stdin(Stdio::from(File::open(text)?))
         .status()?;
