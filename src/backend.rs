@@ -41,6 +41,8 @@ pub struct Report {
     pub set_aside: Vec<(PortName, String)>,
     /// How often a tool refused a text, where a tool is used.
     pub refusals: usize,
+    /// There is so much of everything by now that it is to be written anew, in another form.
+    pub outgrown: bool,
     /// How many rules each table has of ours, for backends whose tables have rules that are worth counting.
     pub tables: Vec<Rules>,
 }

@@ -27,6 +27,8 @@ pub struct Proxy {
     set_aside: HashMap<PortName, String>,
     /// How often a tool refused a text since it was last told.
     refusals: usize,
+    /// What is programmed outgrew its form.
+    outgrown: bool,
     /// The rules of each table, where the backend counts them.
     tables: Vec<Rules>,
 }
@@ -56,6 +58,7 @@ impl Proxy {
             leftovers: Some(leftovers),
             set_aside: HashMap::new(),
             refusals: 0,
+            outgrown: false,
             tables: Vec::new(),
         }
     }
@@ -109,7 +112,7 @@ impl Proxy {
         for clash in self.ledger.take_clashes() {
             log::warn!("{clash}");
         }
-        self.loaded = outcome.is_ok();
+        self.loaded = outcome.is_ok() && !std::mem::take(&mut self.outgrown);
         Ok(Synced { changes: outcome?, stale: self.ledger.take_stale() })
     }
 
@@ -206,6 +209,7 @@ impl Proxy {
             self.set_aside.insert(port, reason);
         }
         self.refusals += report.refusals;
+        self.outgrown = report.outgrown;
         self.tables = report.tables;
         report.changes
     }

@@ -21,7 +21,7 @@ impl Count {
         let of = |table| {
             let shared = Shared::ALL.into_iter().filter(|shared| shared.table() == table);
             shape.fixed(table).iter().map(|chain| chain.rules.len()).sum::<usize>()
-                + shared.map(|shared| shape.tail(shared).len()).sum::<usize>()
+                + shared.map(|shared| shape.head(shared).len() + shape.tail(shared).len()).sum::<usize>()
                 + shape.jumps(table).count()
         };
         Self { nat: of(Table::Nat), filter: of(Table::Filter) }

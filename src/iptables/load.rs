@@ -3,6 +3,8 @@
 //!
 //! A tool reads the text while it is written. Must not be used for changes: it looks at all Services.
 
+use std::collections::HashMap;
+
 use crate::backend::{Error, Report};
 use crate::plan::ServicePlan;
 
@@ -73,7 +75,7 @@ impl Iptables {
         let mut section = Section::tapped(Table::Nat, Tap::new(self.tools))?;
         load.fixed(&mut section, shape, held)?;
         for plan in services {
-            let rules = rules::rules(shape, &plan, self.detail());
+            let rules = rules::rules(shape, &plan, self.comments(shape));
             let programmed = Programmed::of(&rules);
             section.own(Whose::Service(load.owners.add(&plan)));
             for ((name, print), chain) in programmed.chains.iter().zip(&rules.chains) {
@@ -96,24 +98,20 @@ impl Iptables {
     /// The shared chains of a table with the rules that all Services have in them.
     fn load_shared(&self, section: &mut Section, shape: &Shape, held: &Held, load: &mut Load) -> Result<(), Error> {
         let table = section.table();
-        let aside = &load.aside;
-        let services = || {
-            let numbered = load.owners.0.iter().enumerate().map(|(number, (name, _))| (number as Owner, name));
-            numbered
-                .filter(|(number, _)| !aside.contains_key(number))
-                .filter_map(|(number, name)| Some((number, self.services.get(name)?)))
-        };
+        let mut of_services: HashMap<Shared, Vec<(Owner, &str)>> = HashMap::new();
+        for (number, (name, _)) in (0..).zip(&load.owners.0) {
+            let programmed = self.services.get(name).filter(|_| !load.aside.contains_key(&number));
+            for (shared, rule) in programmed.iter().flat_map(|programmed| &programmed.shared) {
+                of_services.entry(*shared).or_default().push((number, rule));
+            }
+        }
         let mut written = 0;
         for shared in Shared::ALL.into_iter().filter(|shared| shared.table() == table) {
-            let tail = shape.tail(shared);
+            let (head, tail) = (shape.head(shared), shape.tail(shared));
             let mut wanted = Unordered::default();
-            let rules = || {
-                services().flat_map(|(number, programmed)| {
-                    let of_chain = programmed.shared.iter().filter(|(chain, _)| *chain == shared);
-                    of_chain.map(move |(_, rule)| (number, rule))
-                })
-            };
-            rules().for_each(|(_, rule)| wanted.add(&format!("-A {} {rule}", shared.name())));
+            let rules = of_services.remove(&shared).unwrap_or_default();
+            head.iter().for_each(|rule| wanted.add(&format!("-A {} {rule}", shared.name())));
+            rules.iter().for_each(|(_, rule)| wanted.add(&format!("-A {} {rule}", shared.name())));
             tail.iter().for_each(|rule| wanted.add(&format!("-A {} {rule}", shared.name())));
             if held.shared.get(shared.name()).is_some_and(|(_, print)| *print == wanted) {
                 continue;
@@ -121,7 +119,10 @@ impl Iptables {
             section.own(Whose::All);
             section.add(format_args!(":{} - [0:0]\n", shared.name()))?;
             let before = section.lines();
-            for (number, rule) in rules() {
+            for rule in head {
+                section.add(format_args!("-A {} {rule}\n", shared.name()))?;
+            }
+            for (number, rule) in rules {
                 section.own(Whose::Service(number));
                 section.add(format_args!("-A {} {rule}\n", shared.name()))?;
             }

@@ -22,7 +22,6 @@ mod state;
 mod tap;
 mod watch;
 
-use std::collections::HashMap;
 use std::path::Path;
 
 pub use cleanup::cleanup;
@@ -31,23 +30,23 @@ pub use shared::COUNTERS;
 
 use crate::backend::{Backend, Error, Report};
 use crate::kernel::{nfacct, sysctl};
-use crate::model::{Family, ObjectName};
+use crate::model::{Family, NameMap, ObjectName};
 use crate::plan::{NodeFacts, PortName, ServicePlan};
 
 use count::Count;
 use probe::Variant;
 use restore::{Aside, Owner, Section};
-use rules::Detail;
 use shared::{Shape, Table};
 use state::{Programmed, Script};
 use watch::Watch;
 
 /// With more endpoints than this, further ones get rules without comments (contract 9.6).
 const COMMENTED_ENDPOINTS: usize = 1000;
-/// With more Services than this, the legacy variant's table has chains only for the endpoints that need one, and no
-/// comments: it is read and replaced as a whole for every change, so what is in it is what a change costs (*measured*
-/// with the tool alone and 10,000 Services, CPU time: 0.15 s for a change, with comments 0.23 s, with all chains and the
-/// shared ones written anew 0.56 s).
+/// With more Services than this, the legacy variant's nat table holds only what decides about packets, and once what many
+/// Services say alike: it is read and replaced as a whole for every change, so what is in it is what a change costs
+/// (*measured* with the tool alone and 10,000 Services, CPU time of a change: 0.12 s; if each Service marks for itself
+/// what is to be masqueraded, 0.18 s; with comments too, 0.23 s; with all chains and the shared ones written anew, 0.56
+/// s).
 const CROWD: usize = 300;
 /// The nft variant searches all chains that a text names for each of its lines, and the kernel walks over all chains for
 /// each transaction: this many lines are a transaction, which is between the two.
@@ -72,12 +71,10 @@ pub struct Iptables {
     /// Whether the tool knows the counters, once it was asked.
     counted: Option<bool>,
     shape: Option<Shape>,
-    services: HashMap<ObjectName, Programmed>,
+    services: NameMap<Programmed>,
     endpoints: usize,
     /// How many rules are ours.
     owned: Count,
-    /// There are, or were, many Services.
-    crowded: bool,
 }
 
 /// Services in the order in which scripts number them, with the names to report.
@@ -95,10 +92,9 @@ impl Iptables {
             watch: Watch::new(family, tools.variant()),
             counted: None,
             shape: None,
-            services: HashMap::new(),
+            services: NameMap::default(),
             endpoints: 0,
             owned: Count::default(),
-            crowded: false,
         })
     }
 
@@ -124,10 +120,13 @@ impl Iptables {
         }
     }
 
-    fn detail(&mut self) -> Detail {
-        self.crowded |= self.services.len() > CROWD;
-        let terse = self.crowded && self.tools.variant() == Variant::Legacy;
-        Detail { comments: self.endpoints <= COMMENTED_ENDPOINTS && !terse, chains: !terse, terse }
+    /// Whether so many Services are said tersely.
+    fn is_crowd(&self, services: usize) -> bool {
+        self.tools.variant() == Variant::Legacy && services > CROWD
+    }
+
+    fn comments(&self, shape: &Shape) -> bool {
+        self.endpoints <= COMMENTED_ENDPOINTS && !shape.terse
     }
 
     fn sliced(&self, lines: usize) -> bool {
@@ -139,11 +138,11 @@ impl Iptables {
 
 impl Backend for Iptables {
     fn replace(&mut self, facts: &NodeFacts, services: &mut dyn Iterator<Item = ServicePlan>) -> Result<Report, Error> {
-        let shape = Shape::new(facts, self.options, self.counters());
+        let crowd = self.is_crowd(services.size_hint().0);
+        let shape = Shape::new(facts, self.options, self.counters(), crowd);
         self.shape = None;
         self.services.clear();
         (self.endpoints, self.owned) = (0, Count::fixed(&shape));
-        self.crowded = services.size_hint().0 > CROWD;
         if shape.localhost_node_ports() {
             sysctl::ensure(Path::new(ROUTE_LOCALNET), 1).map_err(|error| {
                 Error(format!(
@@ -167,6 +166,7 @@ impl Backend for Iptables {
             rest = &rest[self.update_some(&shape, rest, &mut report, &mut written)?..];
         }
         self.watch.changed(was_calm);
+        report.outgrown = !shape.terse && self.is_crowd(self.services.len());
         self.shape = Some(shape);
         report.tables = self.owned.beside(written);
         Ok(report)
@@ -198,10 +198,10 @@ impl Iptables {
         let mut news = Vec::new();
         let nothing = Programmed::default();
         for plan in changed {
-            let rules = rules::rules(shape, plan, self.detail());
+            let rules = rules::rules(shape, plan, self.comments(shape));
             let new = Programmed::of(&rules);
             let old = self.services.get(&plan.name).unwrap_or(&nothing);
-            script.change(owners.add(plan), old, &new, &rules)?;
+            script.change(shape, owners.add(plan), old, &new, &rules)?;
             news.push(new);
             if self.sliced(script.lines()) {
                 break;

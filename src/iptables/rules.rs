@@ -41,7 +41,7 @@ struct Port<'a> {
     shape: &'a Shape,
     plan: &'a PortPlan,
     chains: PortChains,
-    detail: Detail,
+    comments: bool,
 }
 
 /// Where a rule that chose an endpoint sends the packet.
@@ -59,24 +59,12 @@ struct Probability {
     total: u64,
 }
 
-/// How much is said about endpoints.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Detail {
-    /// Their rules have comments. These cost memory in the kernel, and nobody reads thousands of them (contract 9.6).
-    pub comments: bool,
-    /// Every endpoint has a chain. Without, only those have one that need it: endpoints of this node, which may be sent
-    /// back to themselves and are then masqueraded, and those of Services with affinity. Others cannot be clients that
-    /// are sent back to themselves here, so their chain would hold one rule, which is as well in the Service's chain.
-    pub chains: bool,
-    /// Only what decides about packets: no comments in the nat table, and no match that cannot fail.
-    pub terse: bool,
-}
-
-/// The rules of a Service.
-pub fn rules(shape: &Shape, service: &ServicePlan, detail: Detail) -> Rules {
+/// The rules of a Service. Comments of endpoints cost memory in the kernel, and nobody reads thousands of them (contract
+/// 9.6).
+pub fn rules(shape: &Shape, service: &ServicePlan, comments: bool) -> Rules {
     let mut rules = Rules::default();
     for plan in &service.ports {
-        Port { rules: &mut rules, shape, plan, chains: PortChains::new(&plan.name), detail }.write();
+        Port { rules: &mut rules, shape, plan, chains: PortChains::new(&plan.name), comments }.write();
     }
     if let Some(port) = service.health_check_node_port {
         let rule = format!(
@@ -194,7 +182,11 @@ impl Port<'_> {
         let (cluster, only_local) = (self.chains.of(Kind::Cluster), self.chains.of(Kind::Local));
         let subject = &plan.name;
         let local = self.shape.local_match(true);
+        let unmark = self.shape.unmark().filter(|_| plan.external_local);
         self.chain(name, |text| {
+            if let Some(rule) = unmark {
+                writeln!(text, "-A {name} {rule}")?;
+            }
             if !plan.external_local {
                 writeln!(text, "-A {name} -m comment --comment \"{subject} from outside\" -j {MARK_MASQ}")?;
             } else if !plan.cluster.is_empty() {
@@ -280,13 +272,8 @@ impl Port<'_> {
         let chains = self.chains.clone();
         let targets: Vec<_> = endpoints.iter().map(|endpoint| self.target(endpoint)).collect();
         let (family, protocol) = (self.shape.facts.family, plan.name.protocol);
-        let masquerade =
-            if self.shape.facts.masquerade_all { Some(Default::default()) } else { self.shape.local_match(false) };
-        let masquerade = masquerade.filter(|_| internal).map(|(source, interface)| {
-            if self.detail.terse && !plan.externally_accessible() {
-                // Nothing else comes here than what is sent to the ClusterIP.
-                return format!("{source}{interface}-j {MARK_MASQ}");
-            }
+        let masquerade = self.shape.masquerade().filter(|_| internal && !self.shape.terse);
+        let masquerade = masquerade.map(|(source, interface)| {
             let destination = format!("{source}-d {} {interface}", Host(plan.cluster_ip));
             format!("{} -j {MARK_MASQ}", self.choosing(&destination, " cluster IP", plan.port))
         });
@@ -331,8 +318,11 @@ impl Port<'_> {
         });
     }
 
+    /// With many Services, only those endpoints have a chain that need it: endpoints of this node, which may be sent back
+    /// to themselves and are then masqueraded, and those of Services with affinity. Others cannot be clients that are
+    /// sent back to themselves here, so their chain would hold one rule, which is as well in the Service's chain.
     fn has_chain(&self, endpoint: &Endpoint) -> bool {
-        self.detail.chains || endpoint.local || self.plan.affinity.is_some()
+        !self.shape.terse || endpoint.local || self.plan.affinity.is_some()
     }
 
     fn target<'e>(&self, endpoint: &'e Endpoint) -> Target<'e> {
@@ -340,7 +330,7 @@ impl Port<'_> {
     }
 
     fn comment_of(&self, endpoint: &Endpoint, arrow: bool) -> String {
-        match (self.detail.comments, arrow) {
+        match (self.comments, arrow) {
             (false, _) => String::new(),
             (true, false) => format!("-m comment --comment \"{}\" ", self.plan.name),
             (true, true) => format!("-m comment --comment \"{} -> {}\" ", self.plan.name, Socket(endpoint)),
@@ -354,7 +344,7 @@ impl Port<'_> {
     /// In the nat table.
     fn choosing(&self, addresses: &str, about: &str, port: u16) -> String {
         let protocol = self.plan.name.protocol;
-        match self.detail.terse {
+        match self.shape.terse {
             true => format!("{addresses}-p {protocol} -m {protocol} --dport {port}"),
             false => self.matching(addresses, about, "", port),
         }

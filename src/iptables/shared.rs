@@ -79,6 +79,9 @@ pub struct Shape {
     pub(super) options: Options,
     /// Rules count into [`COUNTERS`].
     pub(super) counted: bool,
+    /// There are so many Services that rules of the nat table say only what decides about packets, and what many
+    /// Services would say alike is said once.
+    pub(super) terse: bool,
 }
 
 const NEW_EXTERNAL: &str =
@@ -186,8 +189,8 @@ impl fmt::Display for Jump {
 
 impl Shape {
     /// Rules for a node; they count into [`COUNTERS`] if these are there.
-    pub fn new(facts: &NodeFacts, options: Options, counted: bool) -> Self {
-        Self { facts: facts.clone(), options, counted }
+    pub fn new(facts: &NodeFacts, options: Options, counted: bool, terse: bool) -> Self {
+        Self { facts: facts.clone(), options, counted, terse }
     }
 
     /// Whether NodePorts are served on 127.0.0.0/8. Never on `::1`: the kernel has no way to (contract 6.3).
@@ -260,11 +263,30 @@ impl Shape {
         rules
     }
 
+    /// The rules that come before those of the Services in a shared chain. Many Services do not ask each by itself who
+    /// is to be masqueraded on the way to a ClusterIP: everybody who would be is marked, and whoever turns out to be on
+    /// the way elsewhere is not any more ([`Shape::unmark`]).
+    pub fn head(&self, chain: Shared) -> Vec<String> {
+        let marks = self.masquerade().filter(|_| self.terse && chain == Shared::Services);
+        marks.map(|(source, interface)| format!("{source}{interface}-j {MARK_MASQ}")).into_iter().collect()
+    }
+
+    /// The rule that takes the mark away that [`Shape::head`] gave, without `-A` and the name.
+    pub fn unmark(&self) -> Option<String> {
+        let mark = self.facts.masquerade_mark;
+        (!self.head(Shared::Services).is_empty()).then(|| format!("-j MARK --set-xmark 0x0/{mark:#x}"))
+    }
+
     /// The rules that come after those of the Services in a shared chain: node addresses lead to the NodePorts.
     pub fn tail(&self, chain: Shared) -> Vec<String> {
         if chain != Shared::Services {
-            return Vec::new();
+            Vec::new()
+        } else {
+            self.unmark().into_iter().chain(self.node_ports()).collect()
         }
+    }
+
+    fn node_ports(&self) -> Vec<String> {
         let comment =
             "-m comment --comment \"kubernetes service nodeports; NOTE: this must be the last rule in this chain\"";
         match &self.facts.node_port_addresses {
@@ -282,6 +304,12 @@ impl Shape {
                 .map(|address| format!("-d {address}/{} {comment} -j KUBE-NODEPORTS", self.facts.family.host_bits()))
                 .collect(),
         }
+    }
+
+    /// The match for what is masqueraded on the way to a ClusterIP, in two parts as [`Shape::local_match`]. `None`:
+    /// nothing is.
+    pub(super) fn masquerade(&self) -> Option<(String, String)> {
+        if self.facts.masquerade_all { Some(Default::default()) } else { self.local_match(false) }
     }
 
     /// The match for traffic of this node's pods, or for all other: what stands before the destination address, and
@@ -316,7 +344,7 @@ mod tests {
             host_addresses: vec![],
             service_cidrs: Vec::new(),
         };
-        Shape::new(&facts, Options { localhost_node_ports, tcp_be_liberal: false }, false)
+        Shape::new(&facts, Options { localhost_node_ports, tcp_be_liberal: false }, false, false)
     }
 
     fn rules(shape: &Shape, table: Table, name: &str) -> Option<Vec<String>> {

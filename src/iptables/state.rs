@@ -10,7 +10,7 @@ use super::held::Ordered;
 use super::names::ChainName;
 use super::restore::{Section, Whose};
 use super::rules::Rules;
-use super::shared::{Shared, Table};
+use super::shared::{Shape, Shared, Table};
 
 /// What is programmed of one Service.
 #[derive(Default)]
@@ -76,7 +76,14 @@ impl Script {
     }
 
     /// Adds what leads from one state of a Service to another.
-    pub fn change(&mut self, owner: u32, old: &Programmed, new: &Programmed, rules: &Rules) -> Result<(), Error> {
+    pub fn change(
+        &mut self,
+        shape: &Shape,
+        owner: u32,
+        old: &Programmed,
+        new: &Programmed,
+        rules: &Rules,
+    ) -> Result<(), Error> {
         self.sections.iter_mut().for_each(|section| section.own(Whose::Service(owner)));
         let nat = &mut self.sections[TRANSLATION];
         for ((name, print), chain) in new.chains.iter().zip(&rules.chains) {
@@ -86,10 +93,11 @@ impl Script {
                 self.written.nat += written;
             }
         }
-        // Reversed, because each goes on top: rules for the same address keep their order.
+        // Reversed, because each goes before the others: rules for the same address keep their order.
         for (shared, rule) in new.shared.iter().rev().filter(|added| !old.shared.contains(added)) {
             let section = if shared.table() == Table::Nat { TRANSLATION } else { APPEARING };
-            self.sections[section].add(format_args!("-I {} {rule}\n", shared.name()))?;
+            let place = shape.head(*shared).len() + 1;
+            self.sections[section].add(format_args!("-I {} {place} {rule}\n", shared.name()))?;
             self.changes += 1;
             *self.written.of(shared.table()) += 1;
         }

@@ -98,8 +98,11 @@ fn saved(family: Family) -> Saved {
     for ((_, name), rules) in &mut chains {
         if ["KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-EXTERNAL-SERVICES", "KUBE-PROXY-FIREWALL"].contains(&name.as_str())
         {
-            let last = rules.pop_if(|rule| rule.ends_with("-j KUBE-NODEPORTS"));
-            rules.sort();
+            let mut last: Vec<_> = rules.extract_if(.., |rule| rule.ends_with("-j KUBE-NODEPORTS")).collect();
+            let unmark = rules.pop_if(|rule| rule.contains("-j MARK "));
+            last.splice(0..0, unmark);
+            let first = rules.iter().take_while(|rule| rule.ends_with("-j KUBE-MARK-MASQ")).count();
+            rules[first..].sort();
             rules.extend(last);
         }
     }
@@ -142,6 +145,70 @@ fn every_kind(family: Family) -> Vec<ServicePlan> {
     ]
 }
 
+/// Real connections through every kind of address, with other Services beside them.
+fn every_kind_is_reached(others: &[ServicePlan]) {
+    let net = network::Network::new();
+    let facts = facts(Family::V4);
+    let mut live = programmed(&facts, &[&every_kind(Family::V4), others].concat());
+    let from = |who: &str, to: &str| net.ask(who, to);
+
+    assert_eq!(from("client", "10.96.0.1:80"), Answer::Refused, "no endpoints");
+    assert!(matches!(from("pod2", "10.96.0.2:80"), Answer::From { .. }));
+    assert_eq!(from("client", "10.96.0.8:80"), Answer::from("pod2", "10.244.1.1"), "policy Local, source masqueraded");
+    assert_eq!(from("pod2", "10.96.0.8:80"), Answer::from("pod2", "10.244.1.1"), "hairpin is masqueraded");
+    assert_eq!(from("pod3", "10.96.0.8:80"), Answer::from("pod2", "10.244.1.3"), "pods keep their address");
+    assert!(
+        matches!(from("client", "192.0.2.1:30003"), Answer::From { source, .. } if source.ends_with(".1")),
+        "masqueraded"
+    );
+    assert!(matches!(from("node", "127.0.0.1:30003"), Answer::From { .. }), "NodePorts on loopback");
+    assert_eq!(from("client", "192.0.2.1:30005"), Answer::from("pod2", "192.0.2.2"), "policy Local keeps the source");
+    assert_eq!(from("client", "192.0.2.1:30006"), Answer::Silence, "no local endpoint");
+    assert_eq!(from("node", "192.0.2.1:30006"), Answer::from("pod3", "10.244.1.1"), "the node itself reaches all");
+    assert_eq!(from("client", "192.0.2.1:30009"), Answer::Refused);
+    assert!(matches!(from("client", "203.0.113.4:80"), Answer::From { .. }), "an allowed source");
+    assert_eq!(from("pod2", "203.0.113.4:80"), Answer::Silence, "another source");
+
+    let first = from("pod2", "10.96.0.7:80");
+    for _ in 0..12 {
+        assert_eq!(from("pod2", "10.96.0.7:80"), first, "affinity");
+    }
+
+    live.update(&[Plan::new(Family::V4, 1).endpoints(&[3]).build()]).unwrap();
+    assert_eq!(from("pod2", "10.96.0.1:80"), Answer::from("pod3", "10.244.1.2"), "an endpoint appeared");
+    live.update(&[Plan::new(Family::V4, 1).build()]).unwrap();
+    assert_eq!(from("pod2", "10.96.0.1:80"), Answer::Refused, "and disappeared");
+}
+
+/// Changes Services at random, beside others that stay; compares with a fresh start after each change.
+fn change_at_random(family: Family, others: &[ServicePlan]) {
+    let facts = facts(family);
+    let mut random = plans::Random(if family == Family::V4 { 4 } else { 6 });
+    let mut services: BTreeMap<_, _> = others.iter().map(|plan| (plan.name.clone(), plan.clone())).collect();
+    let mut live = programmed(&facts, others);
+    for _ in 0..6 {
+        let changed: Vec<_> = (0..1 + random.below(8)).map(|_| plans::random(&mut random, family)).collect();
+        for plan in &changed {
+            services.insert(plan.name.clone(), plan.clone());
+        }
+        let mut unique: Vec<_> = changed.iter().map(|plan| services[&plan.name].clone()).collect();
+        unique.sort_by(|a, b| a.name.cmp(&b.name));
+        unique.dedup_by(|a, b| a.name == b.name);
+        let report = live.update(&unique).expect("a change is programmed");
+        assert!(report.set_aside.is_empty(), "{:?}", report.set_aside);
+        let after_changes = saved(family);
+
+        wipe(family);
+        live = programmed(&facts, &services.values().cloned().collect::<Vec<_>>());
+        assert_same(&after_changes, &saved(family));
+    }
+}
+
+/// So many more Services that the legacy variant says all of them tersely.
+fn crowd(family: Family) -> Vec<ServicePlan> {
+    (100..420).map(|number| Plan::new(family, number).endpoints(&[12]).build()).collect()
+}
+
 in_both_variants! {
     /// What was programmed once is recognised, whoever looks: nothing is written, so counters stay.
     fn a_restart_changes_nothing() {
@@ -179,26 +246,7 @@ in_both_variants! {
     /// After any changes the kernel holds what a fresh start would have programmed.
     fn changes_lead_where_a_fresh_start_leads() {
         for family in Family::ALL {
-            let facts = facts(family);
-            let mut random = plans::Random(if family == Family::V4 { 4 } else { 6 });
-            let mut services = BTreeMap::new();
-            let mut live = programmed(&facts, &[]);
-            for _ in 0..6 {
-                let changed: Vec<_> = (0..1 + random.below(8)).map(|_| plans::random(&mut random, family)).collect();
-                for plan in &changed {
-                    services.insert(plan.name.clone(), plan.clone());
-                }
-                let mut unique: Vec<_> = changed.iter().map(|plan| services[&plan.name].clone()).collect();
-                unique.sort_by(|a, b| a.name.cmp(&b.name));
-                unique.dedup_by(|a, b| a.name == b.name);
-                let report = live.update(&unique).expect("a change is programmed");
-                assert!(report.set_aside.is_empty(), "{:?}", report.set_aside);
-                let after_changes = saved(family);
-
-                wipe(family);
-                live = programmed(&facts, &services.values().cloned().collect::<Vec<_>>());
-                assert_same(&after_changes, &saved(family));
-            }
+            change_at_random(family, &[]);
         }
     }
 
@@ -297,34 +345,7 @@ in_both_variants! {
 
     /// Real connections through every kind of address.
     fn packets_reach_who_they_should() {
-        let net = network::Network::new();
-        let facts = facts(Family::V4);
-        let mut live = programmed(&facts, &every_kind(Family::V4));
-        let from = |who: &str, to: &str| net.ask(who, to);
-
-        assert_eq!(from("client", "10.96.0.1:80"), Answer::Refused, "no endpoints");
-        assert!(matches!(from("pod2", "10.96.0.2:80"), Answer::From { .. }));
-        assert_eq!(from("client", "10.96.0.8:80"), Answer::from("pod2", "10.244.1.1"), "policy Local, source masqueraded");
-        assert_eq!(from("pod2", "10.96.0.8:80"), Answer::from("pod2", "10.244.1.1"), "hairpin is masqueraded");
-        assert_eq!(from("pod3", "10.96.0.8:80"), Answer::from("pod2", "10.244.1.3"), "pods keep their address");
-        assert!(matches!(from("client", "192.0.2.1:30003"), Answer::From { source, .. } if source.ends_with(".1")), "masqueraded");
-        assert!(matches!(from("node", "127.0.0.1:30003"), Answer::From { .. }), "NodePorts on loopback");
-        assert_eq!(from("client", "192.0.2.1:30005"), Answer::from("pod2", "192.0.2.2"), "policy Local keeps the source");
-        assert_eq!(from("client", "192.0.2.1:30006"), Answer::Silence, "no local endpoint");
-        assert_eq!(from("node", "192.0.2.1:30006"), Answer::from("pod3", "10.244.1.1"), "the node itself reaches all");
-        assert_eq!(from("client", "192.0.2.1:30009"), Answer::Refused);
-        assert!(matches!(from("client", "203.0.113.4:80"), Answer::From { .. }), "an allowed source");
-        assert_eq!(from("pod2", "203.0.113.4:80"), Answer::Silence, "another source");
-
-        let first = from("pod2", "10.96.0.7:80");
-        for _ in 0..12 {
-            assert_eq!(from("pod2", "10.96.0.7:80"), first, "affinity");
-        }
-
-        live.update(&[Plan::new(Family::V4, 1).endpoints(&[3]).build()]).unwrap();
-        assert_eq!(from("pod2", "10.96.0.1:80"), Answer::from("pod3", "10.244.1.2"), "an endpoint appeared");
-        live.update(&[Plan::new(Family::V4, 1).build()]).unwrap();
-        assert_eq!(from("pod2", "10.96.0.1:80"), Answer::Refused, "and disappeared");
+        every_kind_is_reached(&[]);
     }
 
     /// A load of many slices, with a Service in the middle that is refused. Where a table is replaced as a whole, the
@@ -344,7 +365,11 @@ in_both_variants! {
         let count = |prefix| chains.keys().filter(|(_, name)| name.starts_with(prefix)).count();
         let each = if run("iptables --version").contains("nf_tables") { 2 } else { 1 };
         assert_eq!((count("KUBE-SVC-"), count("KUBE-SEP-")), (399, each * 399));
-        assert_eq!(chains[&("nat".to_owned(), "KUBE-SERVICES".to_owned())].len(), 400);
+        let to_services = |saved: &Saved| {
+            let rules = &saved[&("nat".to_owned(), "KUBE-SERVICES".to_owned())];
+            rules.iter().filter(|rule| rule.contains(" -j KUBE-SVC-")).count()
+        };
+        assert_eq!(to_services(&chains), 399);
 
         plans.remove(200);
         let mut again = backend(Family::V4);
@@ -354,8 +379,59 @@ in_both_variants! {
         again.update(&gone).unwrap();
         let left = saved(Family::V4);
         assert_eq!(left.keys().filter(|(_, name)| name.starts_with("KUBE-SVC-")).count(), 1, "all others are gone");
-        assert_eq!(left[&("nat".to_owned(), "KUBE-SERVICES".to_owned())].len(), 2);
+        assert_eq!(to_services(&left), 1);
     }
+}
+
+/// Many Services in the legacy variant share what marks who is masqueraded: nothing else is different for packets.
+#[test]
+fn packets_reach_who_they_should_in_a_crowd() {
+    isolated("packets_reach_who_they_should_in_a_crowd", || {
+        use_variant("legacy");
+        every_kind_is_reached(&crowd(Family::V4));
+        let services = &saved(Family::V4)[&("nat".to_owned(), "KUBE-SERVICES".to_owned())];
+        assert_eq!(services[0], "KUBE-SERVICES ! -s 10.244.1.0/24 -j KUBE-MARK-MASQ");
+        assert_eq!(services[services.len() - 2], "KUBE-SERVICES -j MARK --set-xmark 0x0/0x4000");
+    });
+}
+
+#[test]
+fn changes_in_a_crowd_lead_where_a_fresh_start_leads() {
+    isolated("changes_in_a_crowd_lead_where_a_fresh_start_leads", || {
+        use_variant("legacy");
+        for family in Family::ALL {
+            change_at_random(family, &crowd(family));
+        }
+    });
+}
+
+/// When Services become many, all are said anew: once, and as after a fresh start but for comments.
+#[test]
+fn a_growing_cluster_is_said_anew_once() {
+    isolated("a_growing_cluster_is_said_anew_once", || {
+        use_variant("legacy");
+        let (facts, all) = (facts(Family::V4), [every_kind(Family::V4), crowd(Family::V4)].concat());
+        let (few, many) = all.split_at(all.len() - 100);
+        let mut live = programmed(&facts, few);
+        assert!(!live.update(&many[..10]).unwrap().outgrown);
+        assert!(live.update(many).unwrap().outgrown, "it asks for everything");
+        live.replace(&facts, &mut all.iter().cloned()).unwrap();
+        assert!(!live.update(&all[..1]).unwrap().outgrown);
+        let without_comments = || {
+            let mut saved = saved(Family::V4);
+            for rule in saved.values_mut().flatten() {
+                while let Some(at) = rule.find("-m comment ") {
+                    let end = at + rule[at..].match_indices('"').nth(1).expect("a comment has quotes").0;
+                    rule.replace_range(at..rule.len().min(end + 2), "");
+                }
+            }
+            saved
+        };
+        let grown = without_comments();
+        wipe(Family::V4);
+        programmed(&facts, &all);
+        assert_same(&grown, &without_comments());
+    });
 }
 
 /// Endpoints get their shares exactly, to the kernel's last bit.

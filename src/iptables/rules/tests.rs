@@ -5,8 +5,6 @@ use crate::iptables::Options;
 use crate::model::{ObjectName, Protocol};
 use crate::plan::{LocalTraffic, NodeFacts, NodePortAddresses, PortName};
 
-const ALL: Detail = Detail { comments: false, chains: true, terse: false };
-
 fn shape() -> Shape {
     let facts = NodeFacts {
         family: Family::V4,
@@ -17,7 +15,11 @@ fn shape() -> Shape {
         host_addresses: vec![],
         service_cidrs: Vec::new(),
     };
-    Shape::new(&facts, Options { localhost_node_ports: true, tcp_be_liberal: false }, false)
+    Shape::new(&facts, Options { localhost_node_ports: true, tcp_be_liberal: false }, false, false)
+}
+
+fn terse() -> Shape {
+    Shape { terse: true, ..shape() }
 }
 
 fn endpoint(address: &str, local: bool) -> Endpoint {
@@ -51,9 +53,9 @@ fn shorten(line: &str) -> String {
     line.replace("XPGD46QRK7WJZT7O", "x").replace("CPWPCALSNDDLLDLJ", "1").replace("WSZU2WHNA7645Q2J", "2")
 }
 
-fn written(shape: &Shape, port: PortPlan, detail: Detail) -> Vec<String> {
+fn written(shape: &Shape, port: PortPlan, comments: bool) -> Vec<String> {
     let plan = ServicePlan { ports: vec![port.clone()], ..ServicePlan::none(&port.name.service) };
-    let rules = rules(shape, &plan, detail);
+    let rules = rules(shape, &plan, comments);
     let chains = rules.chains.iter().flat_map(|chain| rules.text(chain).lines()).map(shorten);
     let shared = rules
         .shared
@@ -64,7 +66,7 @@ fn written(shape: &Shape, port: PortPlan, detail: Detail) -> Vec<String> {
 
 #[track_caller]
 fn expect(port: PortPlan, expected: &[&str]) {
-    let written = written(&shape(), port, ALL);
+    let written = written(&shape(), port, false);
     assert!(written == expected, "{:#?}", written);
 }
 
@@ -90,8 +92,8 @@ fn a_cluster_ip() {
 /// The lines that `port` has beyond those of a plain ClusterIP.
 #[track_caller]
 fn expect_more(port: PortPlan, expected: &[&str]) {
-    let plain = written(&shape(), self::port(), ALL);
-    let more: Vec<_> = written(&shape(), port, ALL).into_iter().filter(|line| !plain.contains(line)).collect();
+    let plain = written(&shape(), self::port(), false);
+    let more: Vec<_> = written(&shape(), port, false).into_iter().filter(|line| !plain.contains(line)).collect();
     assert!(more == expected, "{more:#?}");
 }
 
@@ -240,7 +242,7 @@ fn node_ports_on_loopback_are_counted_with_affinity_as_without() {
     shape.counted = true;
     let port = PortPlan { node_port: Some(3001), affinity: Some(60), ..port() };
     let node_ports = |shape: &Shape| -> Vec<_> {
-        written(shape, port.clone(), ALL).into_iter().filter(|line| line.contains("KUBE-NODEPORTS")).collect()
+        written(shape, port.clone(), false).into_iter().filter(|line| line.contains("KUBE-NODEPORTS")).collect()
     };
     let plain = "nat: -A KUBE-NODEPORTS -p tcp -m comment --comment \"ns1/svc1:p80\" -m tcp --dport 3001 -j KUBE-EXT-x";
     let counted = "nat: -A KUBE-NODEPORTS -d 127.0.0.0/8 -p tcp -m comment --comment \"ns1/svc1:p80\" -m tcp --dport 3001 \
@@ -255,7 +257,7 @@ fn pods_are_told_by_their_interface_on_the_way_in_too() {
     let mut shape = shape();
     shape.facts.local_traffic = LocalTraffic::InterfacePrefix("veth".into());
     let local = PortPlan { node_port: Some(3001), external: Route::Drop, external_local: true, ..port() };
-    let written = written(&shape, local, ALL);
+    let written = written(&shape, local, false);
     let from_pods = "-A KUBE-EXT-x -i veth+ -m comment --comment \"ns1/svc1:p80 from pods\" -j KUBE-SVC-x";
     assert!(written.iter().any(|line| line == from_pods), "{written:#?}");
 }
@@ -264,7 +266,7 @@ fn pods_are_told_by_their_interface_on_the_way_in_too() {
 fn health_check_ports_are_let_in() {
     let plan =
         ServicePlan { health_check_node_port: Some(32000), ..ServicePlan::none(&ObjectName::new("ns1", "svc1")) };
-    let rules = rules(&shape(), &plan, ALL);
+    let rules = rules(&shape(), &plan, false);
     let [(chain, rule)] = &rules.shared[..] else { panic!("{:?}", rules.shared.len()) };
     assert_eq!((chain.table().as_str(), chain.name()), ("filter", "KUBE-NODEPORTS"));
     assert_eq!(rule, "-p tcp -m comment --comment \"ns1/svc1 health check node port\" -m tcp --dport 32000 -j ACCEPT");
@@ -307,35 +309,47 @@ fn internal_policy_local_without_local_endpoints() {
 
 #[test]
 fn endpoints_without_a_chain_of_their_own() {
-    let more = |plan| written(&shape(), plan, Detail { comments: true, chains: false, terse: false });
-    let choosing: Vec<_> =
-        more(port()).into_iter().filter(|line| line.contains("->") || line.contains("SEP")).collect();
+    let choosing: Vec<_> = written(&terse(), port(), false);
     assert_eq!(
         choosing,
         [
-            "-A KUBE-SEP-1 -s 10.180.0.1/32 -m comment --comment \"ns1/svc1:p80\" -j KUBE-MARK-MASQ",
-            "-A KUBE-SEP-1 -p tcp -m comment --comment \"ns1/svc1:p80\" -m tcp -j DNAT --to-destination 10.180.0.1:8080",
-            "-A KUBE-SVC-x -m comment --comment \"ns1/svc1:p80 -> 10.180.0.1:8080\" -m statistic --mode random \
-             --probability 0.50000000000 -j KUBE-SEP-1",
-            "-A KUBE-SVC-x -p tcp -m comment --comment \"ns1/svc1:p80 -> 10.180.1.1:8080\" -j DNAT --to-destination 10.180.1.1:8080",
+            "-A KUBE-SEP-1 -s 10.180.0.1/32 -j KUBE-MARK-MASQ",
+            "-A KUBE-SEP-1 -p tcp -m tcp -j DNAT --to-destination 10.180.0.1:8080",
+            "-A KUBE-SVC-x -m statistic --mode random --probability 0.50000000000 -j KUBE-SEP-1",
+            "-A KUBE-SVC-x -p tcp -j DNAT --to-destination 10.180.1.1:8080",
+            "nat: -A KUBE-SERVICES -d 172.30.0.41/32 -p tcp -m tcp --dport 80 -j KUBE-SVC-x",
         ]
     );
-    let affine = |detail| written(&shape(), PortPlan { affinity: Some(1), ..port() }, detail);
-    assert_eq!(affine(Detail { chains: false, ..ALL }), affine(ALL), "affinity needs every chain");
+    let affine = PortPlan { affinity: Some(1), ..port() };
+    let endpoints = |shape| {
+        let lines = written(&shape, affine.clone(), false).into_iter();
+        lines.filter(|line| line.starts_with("-A KUBE-SEP")).collect::<Vec<_>>()
+    };
+    assert_eq!(endpoints(terse()), endpoints(shape()), "affinity needs every chain");
 }
 
 #[test]
-fn what_is_terse_says_only_what_decides() {
-    let terse = |port| written(&shape(), port, Detail { comments: false, chains: false, terse: true });
-    let [masquerade, .., services] = &terse(port())[2..] else { panic!("{:?}", terse(port())) };
-    assert_eq!(masquerade, "-A KUBE-SVC-x ! -s 10.0.0.0/8 -j KUBE-MARK-MASQ");
-    assert_eq!(services, "nat: -A KUBE-SERVICES -d 172.30.0.41/32 -p tcp -m tcp --dport 80 -j KUBE-SVC-x");
-    let external = terse(PortPlan { node_port: Some(3001), ..port() });
-    assert_eq!(
-        external[2], "-A KUBE-SVC-x ! -s 10.0.0.0/8 -d 172.30.0.41/32 -p tcp -m tcp --dport 80 -j KUBE-MARK-MASQ",
-        "traffic from outside comes there too"
-    );
-    assert_eq!(external.last().unwrap(), "nat: -A KUBE-NODEPORTS -p tcp -m tcp --dport 3001 -j KUBE-EXT-x");
+fn many_services_have_one_rule_for_who_is_masqueraded() {
+    let chain =
+        |shape: &Shape| [shape.head(Shared::Services), shape.tail(Shared::Services)].map(|rules| rules.join("; "));
+    let [head, tail] = chain(&terse());
+    assert_eq!(head, "! -s 10.0.0.0/8 -j KUBE-MARK-MASQ");
+    let [nothing, node_ports] = chain(&shape());
+    assert_eq!((nothing, tail), (String::new(), format!("-j MARK --set-xmark 0x0/0x4000; {node_ports}")));
+
+    let everybody = NodeFacts { masquerade_all: true, ..shape().facts };
+    assert_eq!(chain(&Shape { facts: everybody, ..terse() })[0], "-j KUBE-MARK-MASQ");
+    let nobody = NodeFacts { local_traffic: LocalTraffic::Unknown, ..shape().facts };
+    assert_eq!(chain(&Shape { facts: nobody, ..terse() }), [String::new(), node_ports]);
+
+    // From outside: policy Cluster marks everything anyway, policy Local keeps the client's address.
+    let external = |external_local| PortPlan { node_port: Some(3001), external_local, ..port() };
+    let marks = |port| {
+        let lines = written(&terse(), port, false).into_iter();
+        lines.filter(|line| line.starts_with("-A KUBE-EXT") && line.contains("MARK")).collect::<Vec<_>>()
+    };
+    assert!(marks(external(false))[0].ends_with("from outside\" -j KUBE-MARK-MASQ"));
+    assert_eq!(marks(external(true))[0], "-A KUBE-EXT-x -j MARK --set-xmark 0x0/0x4000");
 }
 
 #[test]
@@ -343,13 +357,13 @@ fn weights_are_shares() {
     let mut port = port();
     port.cluster =
         [(3, "10.180.0.1"), (1, "10.180.1.1")].map(|(weight, a)| Endpoint { weight, ..endpoint(a, true) }).into();
-    let shares = written(&shape(), port.clone(), ALL);
+    let shares = written(&shape(), port.clone(), false);
     assert!(shares[5].contains("--probability 0.75000000000 -j KUBE-SEP-1"), "{shares:#?}");
     port.cluster[0].weight = 0;
-    let shares = written(&shape(), port.clone(), ALL);
+    let shares = written(&shape(), port.clone(), false);
     assert_eq!(shares[5], "-A KUBE-SVC-x -j KUBE-SEP-2", "no new connections for weight 0");
     port.cluster[1].weight = 0;
-    let shares = written(&shape(), port, ALL);
+    let shares = written(&shape(), port, false);
     assert!(shares[5].contains("--probability 0.50000000000 -j KUBE-SEP-1"), "unless all have it: {shares:#?}");
 }
 
@@ -367,7 +381,7 @@ fn how_sources_are_told() {
     ] {
         let mut shape = shape();
         (shape.facts.local_traffic, shape.facts.masquerade_all) = (local_traffic, masquerade_all);
-        let written = written(&shape, port(), ALL);
+        let written = written(&shape, port(), false);
         let first = written.iter().find(|line| line.starts_with("-A KUBE-SVC-x") && line.ends_with("KUBE-MARK-MASQ"));
         assert!(
             first.is_some() == rule.is_some() && first.is_none_or(|line| line.starts_with(rule.unwrap())),
@@ -387,7 +401,7 @@ fn the_other_family() {
         affinity: Some(60),
         ..port()
     };
-    let written = written(&shape, port.clone(), ALL);
+    let written = written(&shape, port.clone(), false);
     let dnat = &written[1];
     assert!(dnat.contains("--mask ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff --rsource"), "{dnat}");
     assert!(dnat.ends_with("--to-destination [fd00:10:180::1]:8080"), "{dnat}");
@@ -395,7 +409,7 @@ fn the_other_family() {
     let refused = self::written(
         &shape,
         PortPlan { internal: Route::Reject, external: Route::Reject, cluster: Vec::new(), ..port },
-        ALL,
+        false,
     );
     assert!(refused[0].ends_with("REJECT --reject-with icmp6-port-unreachable"), "{refused:?}");
 }
