@@ -138,16 +138,27 @@ impl Drop for Agent {
 fn changes_arrive_in_the_kernel_and_the_rules_outlive_the_program() {
     isolated("changes_arrive_in_the_kernel_and_the_rules_outlive_the_program", || {
         let server = cluster();
+        let triggered = |addresses: &[&str]| {
+            let mut slice = slice(addresses);
+            let now = run("date -u +%FT%T.%NZ");
+            slice["metadata"]["annotations"] = json!({"endpoints.kubernetes.io/last-change-trigger-time": now.trim()});
+            slice
+        };
+        server.put(triggered(&["10.244.0.1", "10.244.0.2"]));
         let mut agent = Agent::start(&server, "mode: nftables");
         let both = "10.96.0.10 . tcp . 80 -> 10.244.0.1 . 8080 10.244.0.2 . 8080 ";
         until("the Service is programmed", || destinations() == both);
-        server.put(slice(&["10.244.0.2"]));
+        server.put(triggered(&["10.244.0.2"]));
         until("an endpoint leaves", || destinations() == "10.96.0.10 . tcp . 80 -> 10.244.0.2 . 8080 ");
 
         assert!(get(10256, "/healthz").starts_with("HTTP/1.1 200"));
         assert!(get(10249, "/proxyMode").ends_with("nftables"));
         let metrics = get(10249, "/metrics");
         assert!(metrics.contains("kubeproxy_programmed_services{ip_family=\"IPv4\"} 1"), "{metrics}");
+        // Neither what was before the start nor the other family counts.
+        let programmed = "kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv";
+        assert!(metrics.contains(&format!("{programmed}4\"}} 1\n")), "{metrics}");
+        assert!(!metrics.contains(&format!("{programmed}6")), "{metrics}");
         assert!(metrics.contains("kubernetes_feature_enabled{name=\"NFTablesProxyMode\",stage=\"\"} 1"), "{metrics}");
         assert!(
             metrics.contains("kubernetes_feature_enabled{name=\"NativeHistograms\",stage=\"ALPHA\"} 0"),

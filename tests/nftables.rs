@@ -8,8 +8,9 @@ use kube_proxy::backend::Backend;
 use kube_proxy::kernel::nftables::Nftables;
 use kube_proxy::model::Family;
 use kube_proxy::nftables::{Table, show};
-use kube_proxy::plan::{NodePortAddresses, Route, ServicePlan};
+use kube_proxy::plan::{NodeFacts, NodePortAddresses, Route, ServicePlan};
 use serde_json::Value;
+use support::lab::{host, tcp};
 use support::netns::{isolated, run, succeeds};
 use support::plans::{Random, endpoint, facts, service};
 use support::reader::{elements, listed, meaning};
@@ -165,6 +166,42 @@ fn what_cannot_be_programmed_is_set_aside_and_the_rest_is_served() {
         without_affinity.ports[0].affinity = None;
         assert!(table.update(&[without_affinity]).unwrap().set_aside.is_empty());
         assert_eq!(elements(&listed("ip"), "endpoints").len(), 5100);
+    });
+}
+
+#[test]
+fn node_ports_on_loopback_are_not_served() {
+    isolated("node_ports_on_loopback_are_not_served", || {
+        let listed_addresses = ["127.0.0.1", "192.0.2.1"].map(|address| address.parse().unwrap());
+        let only =
+            NodeFacts { node_port_addresses: NodePortAddresses::Only(listed_addresses.into()), ..facts(Family::V4) };
+        Table::new(Family::V4).unwrap().replace(&only, &mut std::iter::empty()).unwrap();
+        assert_eq!(elements(&listed("ip"), "node-port-ips"), ["192.0.2.1"]);
+    });
+}
+
+/// The rules use `meta priority` as a scratch register; what leaves the node must not carry what was in it.
+#[test]
+fn forwarded_packets_have_the_priority_that_they_would_have_without_us() {
+    isolated("forwarded_packets_have_the_priority_that_they_would_have_without_us", || {
+        for (family, name) in FAMILIES {
+            let (pod, client) = match family {
+                Family::V4 => ("10.244.0.200", "192.0.2.10"),
+                Family::V6 => ("fd00:10:244::c8", "2001:db8::10"),
+            };
+            host("pod", pod, 8080);
+            host("client", client, 8080);
+            run(&format!(
+                "nft 'add table {name} look; add chain {name} look out {{ type filter hook postrouting priority 200; }}
+                 add rule {name} look out ct state new ct status dnat meta priority != 0 counter'"
+            ));
+            let _table = load(family, &[service(family, 1, &[200])]);
+            let cluster_ip = if family == Family::V4 { "10.96.0.1:80" } else { "[fd00:10:96::1]:80" };
+            let answer = tcp("client", cluster_ip);
+            assert!(answer.starts_with("pod "), "{answer}");
+            let counted = run(&format!("nft list chain {name} look out"));
+            assert!(counted.contains("counter packets 0 "), "{counted}");
+        }
     });
 }
 

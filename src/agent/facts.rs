@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use crate::config::{Config, DetectLocal, Mode, NodePortAddresses as Configured};
+use crate::config::{Config, DetectLocal, Gate, Mode, NodePortAddresses as Configured};
 use crate::ipvs;
 use crate::kernel::links::Address;
 use crate::model::{Family, Node, Store};
@@ -48,8 +48,12 @@ impl NodeAddresses {
 }
 
 /// What planning needs to know of the node.
-pub fn here(family: Family, addresses: &NodeAddresses, node: Option<&Node>) -> Here {
-    Here { zone: node.and_then(|node| node.zone.clone()), address: Some(addresses.addresses[family as usize]) }
+pub fn here(family: Family, config: &Config, addresses: &NodeAddresses, node: Option<&Node>) -> Here {
+    Here {
+        zone: node.and_then(|node| node.zone.clone()),
+        address: Some(addresses.addresses[family as usize]),
+        without_external_ips: !config.gates.enabled(Gate::AllowServiceExternalIps),
+    }
 }
 
 /// What the rules need to know of it. `pod_cidrs` are those of the Node at the start.
@@ -98,13 +102,8 @@ fn node_port_addresses(
         Configured::Primary => addresses.of(family).into_iter().map(IpNet::from).collect(),
         Configured::Cidrs(nets) => nets.iter().copied().filter(|net| Family::of_net(net) == family).collect(),
     };
-    let all = ranges.is_empty() || ranges.iter().any(|net| net.prefix_len() == 0);
-    if all && config.mode != Mode::Ipvs {
+    if ranges.is_empty() || ranges.iter().any(|net| net.prefix_len() == 0) {
         return NodePortAddresses::All;
-    }
-    if all {
-        // IPVS has a virtual server for each address.
-        return NodePortAddresses::Only(host_addresses(family, interfaces));
     }
     let accepting = interfaces
         .iter()

@@ -164,6 +164,7 @@ impl Proxy {
         // What is gone gives up its addresses first.
         let gone = std::mem::take(&mut self.pending).into_iter().filter(|name| store.service(name).is_none());
         self.ledger.plan(store, &self.here, gone);
+        self.ledger.distrust_flows();
         let (ledger, here) = (&mut self.ledger, &self.here);
         let mut freed = NameSet::default();
         // In the order of names, so that clashes end the same way after every start.

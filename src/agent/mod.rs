@@ -182,7 +182,7 @@ impl Agent {
             log::warn!("the Node's addresses changed; the rules keep the former ones until kube-proxy is restarted");
         }
         for proxy in &self.proxies {
-            let here = facts::here(proxy.borrow().family(), &self.addresses, Some(node));
+            let here = facts::here(proxy.borrow().family(), &self.config, &self.addresses, Some(node));
             proxy.borrow_mut().set_here(here, &self.store);
         }
         None

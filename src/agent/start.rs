@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use smol::LocalExecutor;
 use smol::channel::unbounded;
@@ -95,7 +95,7 @@ pub fn dry_run(options: &Options, loaded: &Loaded) -> Result<String, String> {
         let mut objects = Vec::new();
         for family in modes::families(setup.config.mode) {
             let facts = facts::facts(family, &setup.config, &setup.store, &addresses, &pod_cidrs, &interfaces);
-            let here = facts::here(family, &addresses, setup.store.node());
+            let here = facts::here(family, &setup.config, &addresses, setup.store.node());
             let mut ledger = Ledger::new(family);
             let names: Vec<_> = setup.store.services().cloned().collect();
             let plans = ledger.plan(&setup.store, &here, names);
@@ -154,7 +154,7 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<St
     let mut service_health = Vec::new();
     for (family, backend) in families.into_iter().zip(backends) {
         let facts = facts::facts(family, &setup.config, &setup.store, &addresses, &pod_cidrs, &interfaces);
-        let here = facts::here(family, &addresses, setup.store.node());
+        let here = facts::here(family, &setup.config, &addresses, setup.store.node());
         let servers = ServiceHealth::new(Rc::clone(&setup.executor), health_addresses(&facts), Rc::clone(&health));
         service_health.push((family, Rc::new(Mutex::new(servers))));
         proxies.push(Rc::new(RefCell::new(Proxy::new(family, backend, modes::leftovers(&setup.config), facts, here))));
@@ -176,7 +176,9 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<St
         failures,
         sweeping: Rc::default(),
         watchdog: Watchdog::new(),
+        born: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64,
         triggers: Vec::new(),
+        pending_slices: 0,
     };
     let agent = Agent {
         inspect_at: Instant::now(),

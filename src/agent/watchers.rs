@@ -46,8 +46,12 @@ pub struct Watchers {
     pub sweeping: Rc<Mutex<()>>,
     /// What systemd wants to hear.
     pub watchdog: Option<Watchdog>,
-    /// When the slices changed that are not in the kernel yet: nanoseconds since the epoch.
-    pub triggers: Vec<u64>,
+    /// When this process began: nanoseconds since the epoch. What happened before it is not its delay (contract 14.4).
+    pub born: u64,
+    /// When the slices changed that are not in the kernel yet: their family, and nanoseconds since the epoch.
+    pub triggers: Vec<(Family, u64)>,
+    /// Changes of slices that are not in the kernel yet.
+    pub pending_slices: u64,
 }
 
 /// When systemd wants to hear that the loop turns.
@@ -60,8 +64,15 @@ pub struct Watchdog {
 
 impl Watchers {
     /// Changes came in; `wanted` tells whether they can be programmed yet.
-    pub fn changed(&mut self, proxies: &[Rc<RefCell<Proxy>>], triggers: &[u64], events: (u64, u64), wanted: bool) {
-        self.triggers.extend(triggers);
+    pub fn changed(
+        &mut self,
+        proxies: &[Rc<RefCell<Proxy>>],
+        triggers: &[(Family, u64)],
+        events: (u64, u64),
+        wanted: bool,
+    ) {
+        self.triggers.extend(triggers.iter().filter(|(_, at)| *at > self.born));
+        self.pending_slices += events.1;
         let now = epoch_seconds(SystemTime::now());
         for proxy in proxies {
             let family = proxy.borrow().family();
@@ -121,10 +132,10 @@ impl Watchers {
     /// All families are in the kernel.
     pub fn all_synced(&mut self, proxies: &[Rc<RefCell<Proxy>>], began: Instant, changed_at: Option<Instant>) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        for trigger in std::mem::take(&mut self.triggers) {
-            let ago = now.saturating_sub(Duration::from_nanos(trigger));
-            proxies.iter().for_each(|proxy| self.metrics.programmed(proxy.borrow().family(), ago));
+        for (family, trigger) in std::mem::take(&mut self.triggers) {
+            self.metrics.programmed(family, now.saturating_sub(Duration::from_nanos(trigger)));
         }
+        self.pending_slices = 0;
         let since = changed_at.unwrap_or(began).elapsed();
         proxies.iter().for_each(|proxy| self.metrics.changed(proxy.borrow().family(), since));
         self.tell_pending(proxies);
@@ -167,7 +178,7 @@ impl Watchers {
     fn tell_pending(&self, proxies: &[Rc<RefCell<Proxy>>]) {
         let pending = proxies.iter().map(|proxy| proxy.borrow().pending()).max().unwrap_or(0);
         self.metrics.service_changes_pending.with(&[]).set(pending as f64);
-        self.metrics.endpoint_changes_pending.with(&[]).set(self.triggers.len() as f64);
+        self.metrics.endpoint_changes_pending.with(&[]).set(self.pending_slices as f64);
     }
 
     /// Opens and closes the servers of healthCheckNodePorts.

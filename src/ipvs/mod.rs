@@ -128,7 +128,7 @@ impl Ipvs {
             .collect();
         let node_addresses = match &facts.node_port_addresses {
             NodePortAddresses::All => facts.host_addresses.clone(),
-            NodePortAddresses::Only(addresses) => addresses.clone(),
+            only => only.translatable(),
         };
         let elsewhere = facts.host_addresses.iter().copied().collect();
         Ok((Around { device, elsewhere, node_addresses }, ours))

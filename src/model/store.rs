@@ -7,7 +7,7 @@ use std::hash::{BuildHasher, Hash};
 
 use ipnet::IpNet;
 
-use super::{EndpointSlice, Event, Kind, NameMap, NameSet, Node, ObjectName, Service};
+use super::{EndpointSlice, Event, Family, Kind, NameMap, NameSet, Node, ObjectName, Service};
 
 /// The objects, as the source told of them.
 #[derive(Default)]
@@ -31,8 +31,8 @@ pub struct Dirty {
     pub node: bool,
     /// The ServiceCIDRs changed.
     pub service_cidrs: bool,
-    /// When the changes of slices happened: nanoseconds since the epoch.
-    pub triggers: Vec<u64>,
+    /// When the changes of slices happened: nanoseconds since the epoch, and the slice's family.
+    pub triggers: Vec<(Family, u64)>,
     /// Service events and slice events that changed something.
     pub events: (u64, u64),
 }
@@ -206,11 +206,11 @@ impl Store {
                 if sibling.kept.object.same_endpoints(&slice) {
                     return;
                 }
-                self.dirty.triggers.extend(slice.triggered);
+                self.dirty.triggered(&slice);
                 sibling.kept.object = slice;
             }
             None => {
-                self.dirty.triggers.extend(slice.triggered);
+                self.dirty.triggered(&slice);
                 siblings.push(NamedSlice { name: name.clone(), kept: Kept { object: slice, round } });
                 self.owners.insert(name, service.clone());
             }
@@ -232,6 +232,14 @@ impl Store {
     }
 }
 
+// === impl Dirty ===
+
+impl Dirty {
+    fn triggered(&mut self, slice: &EndpointSlice) {
+        self.triggers.extend(slice.triggered.map(|at| (slice.family, at)));
+    }
+}
+
 fn stale<K: Clone + Eq + Hash, T, S: BuildHasher>(objects: &HashMap<K, Kept<T>, S>, round: u32) -> Vec<K> {
     objects.iter().filter(|(_, kept)| kept.round != round).map(|(name, _)| name.clone()).collect()
 }
@@ -239,7 +247,6 @@ fn stale<K: Clone + Eq + Hash, T, S: BuildHasher>(objects: &HashMap<K, Kept<T>, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Family;
 
     fn name(name: &str) -> ObjectName {
         ObjectName::new("ns", name)

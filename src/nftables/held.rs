@@ -54,7 +54,7 @@ pub fn read(nft: &mut Nftables, facts: &NodeFacts, shapes: &Shapes) -> io::Resul
     let specs = sets(facts.family);
     let found = nft.sets(family, TABLE)?;
     let chains = nft.chains(family, TABLE)?;
-    let base = base_chains();
+    let base = base_chains(facts.family);
     let known: HashSet<&str> =
         base.iter().map(|chain| chain.name).chain(inner_chains(facts).iter().map(|chain| chain.name)).collect();
     let named_as_ours = |(name, _): &(String, bool)| known.contains(&**name) || Class::of_chain(name).is_some();

@@ -10,8 +10,9 @@
 //! number . slot in `endpoints`. The only verdict map is `classes`, and it has an element per class, not per Service:
 //! the kernel validates a table anew whenever a verdict is added, at a cost that grows with its verdict maps.
 //!
-//! `meta priority` is a scratch register here: forwarding sets it from the packet's TOS afterwards, and for packets of
-//! this host `filter-output` clears it. Only the first packet of a connection ever sees these chains.
+//! `meta priority` is a scratch register here. Forwarding sets it from the packet's TOS afterwards, in IPv4; in IPv6
+//! `filter-forward` clears it, and for packets of this host `filter-output` does. Only the first packet of a connection
+//! ever sees these chains.
 
 use nftables::expr::MetaKey;
 
@@ -224,7 +225,7 @@ pub fn inner_chains(facts: &NodeFacts) -> Vec<Chain> {
 }
 
 /// The chains that hook in: when these exist, traffic is served.
-pub fn base_chains() -> Vec<Chain> {
+pub fn base_chains(family: Family) -> Vec<Chain> {
     const PREROUTING: u32 = 0;
     const INPUT: u32 = 1;
     const FORWARD: u32 = 2;
@@ -234,6 +235,11 @@ pub fn base_chains() -> Vec<Chain> {
     const DNAT: i32 = -100;
     const SNAT: i32 = 100;
     let base = |name, kind, number, priority, rules| Chain { name, hook: Some(Hook { kind, number, priority }), rules };
+    let clear = || vec![is_new(), is_dnatted(), set(MetaKey::Priority, classid(0))];
+    let mut forward = vec![vec![is_new(), jump("service-check")], vec![is_new(), jump("cluster-ip-check")]];
+    if family == Family::V6 {
+        forward.insert(0, clear());
+    }
     vec![
         base("filter-prerouting-pre-dnat", "filter", PREROUTING, BEFORE_DNAT, vec![vec![is_new(), jump("firewall")]]),
         base("filter-output-pre-dnat", "filter", OUTPUT, BEFORE_DNAT, vec![vec![is_new(), jump("firewall")]]),
@@ -244,23 +250,13 @@ pub fn base_chains() -> Vec<Chain> {
             0,
             vec![vec![is_new(), jump("node-port-check")], vec![is_new(), jump("service-check")]],
         ),
-        base(
-            "filter-forward",
-            "filter",
-            FORWARD,
-            0,
-            vec![vec![is_new(), jump("service-check")], vec![is_new(), jump("cluster-ip-check")]],
-        ),
+        base("filter-forward", "filter", FORWARD, 0, forward),
         base(
             "filter-output",
             "filter",
             OUTPUT,
             0,
-            vec![
-                vec![is_new(), is_dnatted(), set(MetaKey::Priority, classid(0))],
-                vec![is_new(), jump("service-check")],
-                vec![is_new(), jump("cluster-ip-check")],
-            ],
+            vec![clear(), vec![is_new(), jump("service-check")], vec![is_new(), jump("cluster-ip-check")]],
         ),
         base("nat-prerouting", "nat", PREROUTING, DNAT, vec![vec![jump("services")]]),
         base("nat-output", "nat", OUTPUT, DNAT, vec![vec![jump("services")]]),

@@ -13,7 +13,7 @@ use super::state::{Changes, SetAside, State};
 use crate::backend::{Error, Report};
 use crate::kernel::nftables::{Batch, CommitError};
 use crate::kernel::nftchains::{add_chains, add_rules};
-use crate::plan::{NodeFacts, NodePortAddresses, ServicePlan};
+use crate::plan::{NodeFacts, ServicePlan};
 
 /// Bytes of records in a transaction of the first load. Small enough not to keep a Pi's kernel busy for long.
 const PORTION: usize = 128 << 10;
@@ -88,7 +88,7 @@ impl Table {
         state.numbers.begin_after(held.highest_number());
         let mut report = Report::default();
         let mut changes = Changes::default();
-        self.want(&mut held, of_node(&facts.service_cidrs, node_port_ips(facts)), &mut changes);
+        self.want(&mut held, of_node(&facts.service_cidrs, &facts.node_port_addresses.translatable()), &mut changes);
         if care == Care::OneByOne {
             report.changes += self.flush(&mut batch, &mut state, &mut changes)?;
         }
@@ -115,7 +115,7 @@ impl Table {
         held.leftovers().for_each(|record| changes.remove(&record));
         report.changes += self.stage(&mut batch, &mut state, &mut changes);
         if !hooked {
-            add_chains(&mut batch, &base_chains());
+            add_chains(&mut batch, &base_chains(facts.family));
         }
         self.nft.commit(&mut batch)?;
         self.state = Some(state);
@@ -145,7 +145,7 @@ impl Table {
         self.specs.iter().for_each(|set| batch.add_set(set));
         let mut chains = inner_chains(facts);
         if hooked {
-            chains.extend(base_chains());
+            chains.extend(base_chains(facts.family));
         }
         add_chains(batch, &chains);
     }
@@ -171,14 +171,6 @@ impl Table {
     fn flush(&mut self, batch: &mut Batch, state: &mut State, changes: &mut Changes) -> Result<usize, CommitError> {
         let count = self.stage(batch, state, changes);
         self.nft.commit(batch).map(|()| count)
-    }
-}
-
-/// The addresses that serve NodePorts, where these are listed.
-pub(super) fn node_port_ips(facts: &NodeFacts) -> &[std::net::IpAddr] {
-    match &facts.node_port_addresses {
-        NodePortAddresses::All => &[],
-        NodePortAddresses::Only(addresses) => addresses,
     }
 }
 

@@ -115,20 +115,21 @@ impl Table {
     /// Whether our chains are there at all.
     fn is_hooked(&mut self) -> std::io::Result<bool> {
         let chains = self.nft.chains(table_family(self.family), TABLE)?;
-        Ok(self.state.is_none() || chains.iter().filter(|(_, hooked)| *hooked).count() == base_chains().len())
+        Ok(self.state.is_none()
+            || chains.iter().filter(|(_, hooked)| *hooked).count() == base_chains(self.family).len())
     }
 
     /// Whether the kernel holds exactly what was programmed.
     fn holds_everything(&mut self) -> std::io::Result<bool> {
         let (Some(facts), Some(state)) = (&self.facts, &self.state) else { return Ok(true) };
         let held::Kernel::Ours(mut held) = held::read(&mut self.nft, facts, &self.shapes)? else { return Ok(false) };
-        let node = footprint::of_node(&facts.service_cidrs, load::node_port_ips(facts));
+        let node = footprint::of_node(&facts.service_cidrs, &facts.node_port_addresses.translatable());
         let missing = |footprint: &record::Footprint, held: &mut held::Held| {
             let mut records = footprint.records(&self.shapes);
             records.any(|record| held.want(record, &self.shapes).0 && !record::set_of(record).is_shared())
         };
         let complete = !missing(&node, &mut held) && state.footprints().all(|footprint| !missing(footprint, &mut held));
-        let chains = inner_chains(facts).into_iter().chain(base_chains());
+        let chains = inner_chains(facts).into_iter().chain(base_chains(self.family));
         let rules: usize = chains.map(|chain| chain.rules.len()).sum();
         let class_rules: usize = state.classes.known().map(|class| class.rules(self.family).len()).sum();
         let present = self.nft.rules(table_family(self.family), TABLE)?;

@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 
 use super::footprint::of_node;
 use super::layout::{NUMBER_BITS, Set, TABLE, base_chains, inner_chains, sets};
-use super::load::node_port_ips;
 use super::record::{Footprint, Shapes, read_number, set_of};
 use super::state::{Changes, SetAside, State};
 use crate::kernel::nftables::{Data, Field, SetSpec};
@@ -36,7 +35,7 @@ pub fn show(facts: &NodeFacts, services: &[ServicePlan]) -> (Vec<Value>, SetAsid
         elements.entry(Set::Classes).or_default().push(json!([key, { "goto": { "target": class.chain() } }]));
     }
     let specs = sets(facts.family);
-    let node = of_node(&[], node_port_ips(facts));
+    let node = of_node(&[], &facts.node_port_addresses.translatable());
     let writer = Writer { specs: &specs, shapes: &shapes };
     state.footprints().chain([&node]).for_each(|footprint| writer.elements(footprint, &mut elements));
     let ranges = IpNet::aggregate(&facts.service_cidrs);
@@ -50,7 +49,7 @@ pub fn show(facts: &NodeFacts, services: &[ServicePlan]) -> (Vec<Value>, SetAsid
 
     let class_chains: Vec<(String, Vec<Vec<Step>>)> =
         classes.iter().map(|(_, class)| (class.chain(), class.rules(facts.family))).collect();
-    let chains: Vec<Chain> = inner_chains(facts).into_iter().chain(base_chains()).collect();
+    let chains: Vec<Chain> = inner_chains(facts).into_iter().chain(base_chains(facts.family)).collect();
     let family = family_name(facts.family);
     let mut objects = vec![json!({ "table": { "family": family, "name": TABLE } })];
     objects.extend(Set::ALL.iter().map(|set| writer.set(*set, family, elements.remove(set))));

@@ -76,8 +76,9 @@ impl Claims {
         if number == 0 || !get(Some(port.cluster_ip), number) {
             return false;
         }
-        port.external_ips.retain(|&ip| get(Some(ip), number));
+        // An address that is both is a load balancer IP: its source ranges hold (contract 6.2).
         port.load_balancer_ips.retain(|&ip| get(Some(ip), number));
+        port.external_ips.retain(|&ip| get(Some(ip), number));
         port.node_port = port.node_port.filter(|&node_port| get(None, node_port));
         true
     }
@@ -174,6 +175,14 @@ mod tests {
         let settled = claims.settle(&mut second);
         assert_eq!(second.ports.iter().map(|port| port.port).collect::<Vec<_>>(), [81]);
         assert_eq!(settled.clashes.len(), 1);
+    }
+
+    #[test]
+    fn what_is_external_and_load_balancer_ip_is_the_latter() {
+        let mut both = plan("s", &[("10.0.0.1", 80, None)]);
+        both.ports[0].external_ips = both.ports[0].load_balancer_ips.clone();
+        assert!(Claims::default().settle(&mut both).clashes.is_empty());
+        assert_eq!((both.ports[0].external_ips.len(), both.ports[0].load_balancer_ips.len()), (0, 1));
     }
 
     #[test]

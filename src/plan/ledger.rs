@@ -64,11 +64,11 @@ impl Ledger {
     ) -> Vec<ServicePlan> {
         let mut plans = Vec::new();
         let mut queue: BTreeSet<ObjectName> = names.into_iter().collect();
-        let mut queued = NameSet::default();
         while let Some(name) = queue.pop_first() {
             let (plan, freed) = self.plan_one(store, here, &name);
             plans.push(plan);
-            queue.extend(freed.into_iter().filter(|name| queued.insert(name.clone())));
+            // Whoever got something may wait for more. This ends: to plan again gives nothing up.
+            queue.extend(freed);
         }
         plans
     }
@@ -97,6 +97,12 @@ impl Ledger {
     /// The flows that became stale since this was last called.
     pub fn take_stale(&mut self) -> Stale {
         std::mem::take(&mut self.stale)
+    }
+
+    /// Judges the flows of every Service anew when it is planned next: without rules for a while, some may not have been
+    /// translated at all.
+    pub fn distrust_flows(&mut self) {
+        self.udp.clear();
     }
 
     /// Health checks that changed since this was last called: port, and ready endpoints on this node (contract 12.3).
@@ -170,5 +176,56 @@ impl Tally {
         self.endpoints = self.endpoints + new.endpoints - old.endpoints;
         self.no_local_internal = self.no_local_internal + new.no_local_internal - old.no_local_internal;
         self.no_local_external = self.no_local_external + new.no_local_external - old.no_local_external;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Event, Service, ServicePort};
+    use crate::plan::flows::Flow;
+
+    fn put(store: &mut Store, name: &str, cluster_ip: &str, external: &[&str], protocol: Protocol) -> ObjectName {
+        let name = ObjectName::new("ns", name);
+        let service = Service {
+            cluster_ips: vec![cluster_ip.parse().unwrap()],
+            ports: vec![ServicePort { name: "".into(), protocol, port: 53, node_port: 0 }],
+            external_ips: external.iter().map(|address| address.parse().unwrap()).collect(),
+            ..Service::default()
+        };
+        store.apply(Event::Service(name.clone(), Some(service)));
+        name
+    }
+
+    #[test]
+    fn who_waits_for_two_gets_both_when_both_go_at_once() {
+        let (mut store, here, mut ledger) = (Store::default(), Here::default(), Ledger::new(Family::V4));
+        let (x, y) = ("203.0.113.1", "203.0.113.2");
+        let a = put(&mut store, "a", "10.96.0.1", &[x], Protocol::Tcp);
+        let c = put(&mut store, "c", "10.96.0.3", &[y], Protocol::Tcp);
+        ledger.plan(&store, &here, [a.clone(), c.clone()]);
+        let b = put(&mut store, "b", "10.96.0.2", &[x, y], Protocol::Tcp);
+        assert!(ledger.plan(&store, &here, [b.clone()])[0].ports[0].external_ips.is_empty());
+        for name in [&a, &c] {
+            store.apply(Event::Service(name.clone(), None));
+        }
+        let plans = ledger.plan(&store, &here, [a, c]);
+        let last = plans.iter().rfind(|plan| plan.name == b).expect("it is planned again");
+        assert_eq!(last.ports[0].external_ips.len(), 2, "{:?}", last.ports[0].external_ips);
+    }
+
+    #[test]
+    fn distrusted_flows_are_judged_although_nothing_changed() {
+        let (mut store, here, mut ledger) = (Store::default(), Here::default(), Ledger::new(Family::V4));
+        let name = put(&mut store, "dns", "10.96.0.10", &[], Protocol::Udp);
+        let to: std::net::SocketAddr = "10.96.0.10:53".parse().unwrap();
+        let untranslated = Flow { destination: to, answering: to };
+        let judged = |ledger: &mut Ledger| {
+            ledger.plan(&store, &here, [name.clone()]);
+            ledger.take_stale().is_stale(&untranslated)
+        };
+        assert!(judged(&mut ledger), "a first look");
+        ledger.distrust_flows();
+        assert!(judged(&mut ledger), "after a time without rules");
     }
 }

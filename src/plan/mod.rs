@@ -159,6 +159,18 @@ impl fmt::Display for PortName {
     }
 }
 
+// === impl NodePortAddresses ===
+
+impl NodePortAddresses {
+    /// The listed addresses whose packets can be translated: never those of loopback (contract 6.3). Empty for all.
+    pub fn translatable(&self) -> Vec<IpAddr> {
+        match self {
+            Self::All => Vec::new(),
+            Self::Only(addresses) => addresses.iter().copied().filter(|address| !address.is_loopback()).collect(),
+        }
+    }
+}
+
 // === impl ServicePlan ===
 
 impl ServicePlan {

@@ -13,6 +13,8 @@ pub struct Here {
     pub zone: Option<Box<str>>,
     /// The node's address of the family.
     pub address: Option<IpAddr>,
+    /// External IPs of Services are not served (feature gate AllowServiceExternalIPs, contract 2.5).
+    pub without_external_ips: bool,
 }
 
 /// Plans all ports of a Service in one family. A Service that is gone, or has no ClusterIP of the family, has none.
@@ -50,13 +52,16 @@ fn plan_port(
     let family = Family::of(&cluster_ip);
     let of_family =
         |ips: &[IpAddr]| -> Vec<IpAddr> { ips.iter().copied().filter(|ip| Family::of(ip) == family).collect() };
-    let external_ips = of_family(&service.external_ips);
+    let mut external_ips = of_family(&service.external_ips);
     let load_balancer_ips = of_family(&service.load_balancer_ips);
     let policy = Policy {
         internal_local: service.internal_local,
         external_local: service.external_local,
         externally_accessible: port.node_port != 0 || !external_ips.is_empty() || !load_balancer_ips.is_empty(),
     };
+    if here.without_external_ips {
+        external_ips.clear();
+    }
     let selection = select(all, policy, here.zone.as_deref());
     let source_ranges = source_ranges(service, family, &load_balancer_ips);
     let endpoints = |candidates: &[Candidate<'_>]| candidates.iter().map(|c| endpoint(c, service.weight)).collect();
@@ -143,7 +148,7 @@ mod tests {
     }
 
     fn plan_of(service: &Service, slices: &[EndpointSlice], family: Family) -> PortPlan {
-        let here = Here { zone: None, address: Some("192.0.2.1".parse().unwrap()) };
+        let here = Here { address: Some("192.0.2.1".parse().unwrap()), ..Here::default() };
         let mut plan = plan(&ObjectName::new("ns", "s"), Some(service), slices.iter(), family, &here);
         plan.ports.pop().unwrap()
     }
@@ -194,6 +199,19 @@ mod tests {
             let plan = plan_of(&service, &[slice(true)], Family::V4);
             assert_eq!((plan.source_ranges.len(), plan.allow_vip_sources), (restricted, vip_sources), "{ranges:?}");
         }
+    }
+
+    #[test]
+    fn external_ips_can_be_refused() {
+        let external = Service { external_ips: vec!["203.0.113.9".parse().unwrap()], ..service() };
+        let planned = |here: &Here| {
+            let name = ObjectName::new("ns", "s");
+            plan(&name, Some(&external), [slice(true)].iter(), Family::V4, here).ports.remove(0)
+        };
+        assert_eq!(planned(&Here::default()).external_ips.len(), 1);
+        let refused = planned(&Here { without_external_ips: true, ..Here::default() });
+        assert!(refused.external_ips.is_empty() && !refused.externally_accessible());
+        assert_eq!(refused.cluster.len(), 1);
     }
 
     #[test]
