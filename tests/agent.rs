@@ -411,6 +411,31 @@ fn bad_input_is_one_line_and_touches_nothing() {
 }
 
 #[test]
+fn a_node_that_cannot_serve_is_told_so() {
+    isolated("a_node_that_cannot_serve_is_told_so", || {
+        let (folder, server) = (Folder::new(), cluster());
+        let config = configure(&folder, &server, "mode: iptables");
+        let run_with = |path: &str, more: &[&str]| {
+            let arguments = [&["--config", &config, "--hostname-override", NODE], more].concat();
+            let output = program(&arguments).env("PATH", path).output().unwrap();
+            (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+        };
+        for more in [&[][..], &["--init-only"]] {
+            let (code, said) = run_with("/nowhere", more);
+            assert_eq!(code, Some(1), "{said}");
+            assert!(said.contains("iptables is not available on this host: iptables: No such file"), "{said}");
+        }
+
+        let config = configure(&folder, &server, "mode: nftables\nbindAddress: fd00::1");
+        run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1");
+        let (code, said) = outcome(&["--config", &config, "--hostname-override", NODE]);
+        assert_eq!(code, 1, "{said}");
+        assert!(said.contains("no support for primary IP family \"IPv6\""), "{said}");
+        assert_eq!(run("nft list ruleset"), "");
+    });
+}
+
+#[test]
 fn the_one_shot_runs_end_with_what_they_promise() {
     isolated("the_one_shot_runs_end_with_what_they_promise", || {
         let folder = Folder::new();

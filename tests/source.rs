@@ -172,6 +172,17 @@ fn a_server_without_streaming_lists_is_read_page_by_page() {
     );
 }
 
+#[test]
+fn lists_are_not_streamed_where_that_is_not_wanted() {
+    let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
+    populate(&server);
+    let mut follower = Follower::api(&usual(&server, &folder), Limits { streaming: false, ..limits() });
+    follower.until_listed();
+    server.put(service("d", "10.96.0.4"));
+    follower.until("a change after the list", |seen| seen.has("Service default/d"));
+    assert!(server.requests().iter().all(|request| !request.path.contains("sendInitialEvents")));
+}
+
 /// So answers a real one, within the stream, on an etcd without progress requests (3.4, or what stands in for etcd).
 #[test]
 fn a_server_whose_streaming_lists_fail_is_read_page_by_page() {

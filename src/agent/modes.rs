@@ -23,12 +23,43 @@ pub const IPVS_DEPRECATION: &str = "mode ipvs is deprecated: Kubernetes deprecat
     to move to is nftables: write `mode: nftables` and restart, what this mode programmed is then removed";
 
 /// The families that this node has, and the mode can serve (contract 3.3).
-pub fn families(mode: Mode) -> Vec<Family> {
+///
+/// # Errors
+/// One line that says why there is none.
+pub fn families(mode: Mode) -> Result<Vec<Family>, String> {
     let v6 = Path::new("/proc/net/if_inet6").exists()
         && std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6").map_or(true, |text| text.trim() != "1");
-    let served =
-        |family: &Family| (*family == Family::V4 || v6) && (mode != Mode::Iptables || iptables::supported(*family));
-    Family::ALL.into_iter().filter(served).collect()
+    let (mut served, mut lacking) = (Vec::new(), Vec::new());
+    for family in Family::ALL.into_iter().filter(|family| *family == Family::V4 || v6) {
+        match if mode == Mode::Iptables { iptables::supported(family) } else { Ok(()) } {
+            Ok(()) => served.push(family),
+            Err(reason) => {
+                log::info!("no iptables for {family}: {reason}");
+                lacking.push(reason);
+            }
+        }
+    }
+    match served.is_empty() {
+        true => Err(format!(
+            "iptables is not available on this host: {}; install it, or choose mode nftables",
+            lacking.join("; ")
+        )),
+        false => Ok(served),
+    }
+}
+
+/// Checks that the node's first family is served.
+///
+/// # Errors
+/// One line that says so if not.
+pub fn check_primary(served: &[Family], primary: Family) -> Result<(), String> {
+    if served.contains(&primary) {
+        return Ok(());
+    }
+    Err(format!(
+        "no support for primary IP family \"{primary}\": this node has no {primary}, or no iptables for it; enable that, or \
+         set bindAddress to an address of the other family"
+    ))
 }
 
 /// The backend of a family in the configured mode, ready for its first sync.

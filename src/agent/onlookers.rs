@@ -16,7 +16,7 @@ use super::family::Proxy;
 use super::modes::IPVS_DEPRECATION;
 use super::setup::Setup;
 use crate::cli::{KUBERNETES_VERSION, full_version, go_arch};
-use crate::config::{Loaded, Mode, to_configz};
+use crate::config::{Gate, Loaded, Mode, to_configz};
 use crate::iptables;
 use crate::kernel::nfacct;
 use crate::model::Family;
@@ -45,6 +45,8 @@ pub(super) fn serve_pages(
         metrics: Rc::clone(&setup.metrics),
         mode: config.mode.as_str(),
         configz: to_configz(&loaded.effective)?,
+        flagz: config.gates.enabled(Gate::ComponentFlagz),
+        statusz: config.gates.enabled(Gate::ComponentStatusz),
         flags: loaded.flags.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
         version: version(),
         emulates: KUBERNETES_VERSION.trim_start_matches('v').rsplit_once('.').map_or("", |(minor, _)| minor),

@@ -11,7 +11,7 @@ use smol::future::FutureExt;
 
 use super::facts::NodeAddresses;
 use super::onlookers::{build, count_requests};
-use crate::config::{Config, DetectLocal, Loaded, Options};
+use crate::config::{Config, DetectLocal, Gate, Loaded, Options};
 use crate::model::{Event, Store};
 use crate::observe::metrics::Metrics;
 use crate::source::{Access, Client, Limits, Manifests, Source};
@@ -75,7 +75,12 @@ impl Setup {
                 let master = options.flags.master.as_deref().filter(|master| !master.is_empty());
                 let access = Access::load(config.kubeconfig.as_deref().map(Path::new), master)
                     .map_err(|error| error.to_string())?;
-                let client = Rc::new(Client::new(access, Limits::default(), Some(count_requests(Rc::clone(&metrics)))));
+                let limits = Limits { streaming: config.gates.enabled(Gate::WatchListClient), ..Limits::default() };
+                let client = Rc::new(Client::new(access, limits, Some(count_requests(Rc::clone(&metrics)))));
+                let is_set = |name: &&str| std::env::var_os(*name).is_some_and(|value| !value.is_empty());
+                if let Some(name) = ["HTTPS_PROXY", "https_proxy"].into_iter().find(is_set) {
+                    log::info!("{name} is set and not used: the API server is asked directly");
+                }
                 (Source::Api(Rc::clone(&client)), Some(client))
             }
         };

@@ -60,9 +60,11 @@ pub fn init_only(options: &Options, loaded: &Loaded) -> Result<(), String> {
     let executor = Rc::new(LocalExecutor::new());
     let main = async {
         let mut setup = Setup::begin(Rc::clone(&executor), options, loaded)?;
-        setup.wait_for_node().await?;
+        let (addresses, _) = setup.wait_for_node().await?;
         apply_conntrack(&setup.config)?;
-        for family in modes::families(setup.config.mode) {
+        let families = modes::families(setup.config.mode)?;
+        modes::check_primary(&families, addresses.primary)?;
+        for family in families {
             modes::backend(&setup.config, family)?;
             log::info!(ip_family = family.as_str(); "System initialized and --init-only specified");
         }
@@ -93,7 +95,9 @@ pub fn dry_run(options: &Options, loaded: &Loaded) -> Result<String, String> {
         setup.wait_until(SERVICE_CIDR_PATIENCE, Store::knows_service_cidrs).await?;
         let interfaces = links::addresses().map_err(|error| format!("cannot read the node's addresses: {error}"))?;
         let mut objects = Vec::new();
-        for family in modes::families(setup.config.mode) {
+        let families = modes::families(setup.config.mode)?;
+        modes::check_primary(&families, addresses.primary)?;
+        for family in families {
             let facts = facts::facts(family, &setup.config, &setup.store, &addresses, &pod_cidrs, &interfaces);
             let here = facts::here(family, &setup.config, &addresses, setup.store.node());
             let mut ledger = Ledger::new(family);
@@ -125,7 +129,7 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<St
     let health = Health::new(time::clock(), setup.config.sync_period);
     let failures = unbounded();
     serve_pages(&setup, loaded, &health, &failures.0)?;
-    let families = modes::families(setup.config.mode);
+    let families = modes::families(setup.config.mode)?;
     // What this node lacks is told now, not when the API server answers.
     let backends =
         families.iter().map(|family| modes::backend(&setup.config, *family)).collect::<Result<Vec<_>, _>>()?;
@@ -143,6 +147,7 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<St
     if let Some(node) = setup.store.node() {
         health.node_eligible(node.eligible);
     }
+    modes::check_primary(&families, addresses.primary)?;
     for note in setup.config.check_families(addresses.primary, families.len() > 1, &pod_cidrs)? {
         log::warn!("{note}");
     }

@@ -50,16 +50,20 @@ pub struct Refusal {
     pub busy: bool,
 }
 
-/// Whether the kernel and its tools can do iptables for a family (contract 3.3).
-pub fn supported(family: Family) -> bool {
-    let mut command = Command::new(tool(family, ""));
-    command.args(["-w", LOCK_WAIT, "-S", "POSTROUTING", "-t", "nat"]);
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success())
+/// Checks that the kernel and its tools can do iptables for a family (contract 3.3). Tools that are only busy can.
+///
+/// # Errors
+/// What the tool said, or why it does not run.
+pub fn supported(family: Family) -> Result<(), String> {
+    let name = tool(family, "");
+    let mut command = Command::new(&name);
+    command.args(["-w", LOCK_WAIT, "-S", "POSTROUTING", "-t", "nat"]).stdin(Stdio::null()).stdout(Stdio::null());
+    let output = command.output().map_err(|error| format!("{name}: {error}"))?;
+    if output.status.success() || output.status.code() == Some(RESOURCE_PROBLEM) {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(said.lines().next().map_or_else(|| format!("{name}: {}", output.status), str::to_owned))
 }
 
 fn tool(family: Family, suffix: &str) -> String {

@@ -25,6 +25,10 @@ pub struct Pages {
     pub mode: &'static str,
     /// The body of `/configz`: the effective configuration in JSON.
     pub configz: String,
+    /// Whether `/flagz` is served (feature gate ComponentFlagz).
+    pub flagz: bool,
+    /// Whether `/statusz` is served (feature gate ComponentStatusz).
+    pub statusz: bool,
     /// All flags with their values, sorted by name.
     pub flags: Vec<(String, String)>,
     /// Version of the program.
@@ -62,8 +66,10 @@ impl Pages {
             "/healthz" => self.healthz(request.uri.query().unwrap_or_default()),
             "/healthz/ping" => self.healthz(""),
             "/configz" => json_answer(StatusCode::OK, self.configz.clone()),
-            "/flagz" => negotiated(request, "Flagz", || self.flags_text(), || self.flags_fields()),
-            "/statusz" => negotiated(request, "Statusz", || self.status_text(), || self.status_fields()),
+            "/flagz" if self.flagz => negotiated(request, "Flagz", || self.flags_text(), || self.flags_fields()),
+            "/statusz" if self.statusz => {
+                negotiated(request, "Statusz", || self.status_text(), || self.status_fields())
+            }
             _ => not_found(),
         }
     }
@@ -219,6 +225,8 @@ mod tests {
 
     fn pages() -> Pages {
         Pages {
+            flagz: true,
+            statusz: true,
             metrics: Rc::new(Metrics::new(Build::default())),
             mode: "nftables",
             configz: json!({ "kubeproxy.config.k8s.io": { "kind": "KubeProxyConfiguration", "mode": "nftables" } })
@@ -255,6 +263,15 @@ mod tests {
             let answer = ask(&pages, path, "*/*");
             assert_eq!((answer.status().as_u16(), answer.body().as_str()), (status, body), "{path}");
             assert_eq!(answer.headers()["x-content-type-options"], "nosniff", "{path}");
+        }
+    }
+
+    #[test]
+    fn gates_close_pages() {
+        let closed = Pages { flagz: false, statusz: false, ..pages() };
+        for path in ["/flagz", "/statusz"] {
+            let status = |pages: &Pages| ask(pages, path, "*/*").status().as_u16();
+            assert_eq!((status(&pages()), status(&closed)), (200, 404), "{path}");
         }
     }
 

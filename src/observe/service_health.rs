@@ -46,6 +46,8 @@ pub struct Failure {
 
 struct Server {
     port: u16,
+    /// Why it could not be opened, as was told.
+    told: Option<io::ErrorKind>,
     endpoints: Rc<Cell<usize>>,
     tasks: Vec<Task<()>>,
 }
@@ -73,14 +75,14 @@ impl ServiceHealth {
             self.closed.remove(service);
         }
         if let Some((port, endpoints)) = wanted {
-            let server = Server { port, endpoints: Rc::new(Cell::new(endpoints)), tasks: Vec::new() };
+            let server = Server { port, told: None, endpoints: Rc::new(Cell::new(endpoints)), tasks: Vec::new() };
             self.servers.insert(service.clone(), server);
             self.closed.insert(service.clone());
         }
     }
 
-    /// Closes what is no longer wanted, opens what is not open yet, and returns what cannot be opened; that is tried
-    /// again by the next call. To be called after each successful sync. The executor must be running.
+    /// Closes what is no longer wanted, opens what is not open yet, and returns what cannot be opened, once for each
+    /// reason; it is tried again by the next call. To be called after each successful sync. The executor must be running.
     pub async fn open(&mut self) -> Vec<Failure> {
         // A port is free only when its former owner is really gone.
         for task in self.ending.drain(..) {
@@ -108,7 +110,9 @@ impl ServiceHealth {
                     false
                 }
                 Err(error) => {
-                    failures.push(Failure { service: service.clone(), port: server.port, error });
+                    if server.told.replace(error.kind()) != Some(error.kind()) {
+                        failures.push(Failure { service: service.clone(), port: server.port, error });
+                    }
                     true
                 }
             }

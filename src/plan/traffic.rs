@@ -54,15 +54,16 @@ fn plan_port(
         |ips: &[IpAddr]| -> Vec<IpAddr> { ips.iter().copied().filter(|ip| Family::of(ip) == family).collect() };
     let mut external_ips = of_family(&service.external_ips);
     let load_balancer_ips = of_family(&service.load_balancer_ips);
+    // Whether they are served or not, the Service is one that outsiders can reach (contract 2.5).
     let policy = Policy {
         internal_local: service.internal_local,
         external_local: service.external_local,
         externally_accessible: port.node_port != 0 || !external_ips.is_empty() || !load_balancer_ips.is_empty(),
     };
+    let selection = select(all, policy, here.zone.as_deref());
     if here.without_external_ips {
         external_ips.clear();
     }
-    let selection = select(all, policy, here.zone.as_deref());
     let source_ranges = source_ranges(service, family, &load_balancer_ips);
     let endpoints = |candidates: &[Candidate<'_>]| candidates.iter().map(|c| endpoint(c, service.weight)).collect();
     PortPlan {

@@ -23,9 +23,11 @@ const LARGEST_ERROR: usize = 64 * 1024;
 /// Largest answer to a plain request.
 const LARGEST_BODY: usize = 256 * 1024 * 1024;
 
-/// How long to wait for what.
+/// How to ask, and how long to wait for what.
 #[derive(Clone, Debug)]
 pub struct Limits {
+    /// Lists may come as the beginning of a watch (feature gate WatchListClient).
+    pub streaming: bool,
     /// For a connection, TLS included, to each address of the server.
     pub connect: Duration,
     /// For the head of an answer, and between two pieces of the body of a plain one.
@@ -85,6 +87,7 @@ pub struct Stream {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            streaming: true,
             connect: Duration::from_secs(10),
             answer: Duration::from_secs(30),
             keep_alive: Duration::from_secs(40),

@@ -106,6 +106,10 @@ impl Watch {
     }
 
     async fn list_and_follow(&mut self) -> Result<(), End> {
+        if !self.client.limits().streaming {
+            self.list().await?;
+            return self.follow().await;
+        }
         let ended = match self.open(true).await {
             Ok((stream, lasts)) => self.read(stream, lasts, true).await,
             Err(error) => Err(End::Failed(error)),
