@@ -112,9 +112,19 @@ fn get(port: u16, path: &str) -> String {
 
 impl Agent {
     fn start(server: &ApiServer, more: &str) -> Self {
+        Self::start_with_path(server, more, &std::env::var("PATH").unwrap())
+    }
+
+    /// As in an image that holds nothing else.
+    fn start_alone(server: &ApiServer, more: &str) -> Self {
+        Self::start_with_path(server, more, "/nonexistent")
+    }
+
+    fn start_with_path(server: &ApiServer, more: &str, path: &str) -> Self {
         let folder = Folder::new();
         let config = configure(&folder, server, more);
-        let child = program(&["--config", &config, "--hostname-override", NODE]).stderr(Stdio::null()).spawn().unwrap();
+        let mut command = program(&["--config", &config, "--hostname-override", NODE]);
+        let child = command.env("PATH", path).stderr(Stdio::null()).spawn().unwrap();
         Self { child, folder }
     }
 
@@ -187,7 +197,7 @@ fn another_mode_takes_over_and_leaves_nothing_of_the_former() {
         first.signal(Signal::SIGINT);
         assert_eq!(first.exit_code(), 0);
 
-        let mut second = Agent::start(&server, "mode: nftables");
+        let mut second = Agent::start_alone(&server, "mode: nftables");
         until("nftables mode serves", || !destinations().is_empty());
         until("the rules of iptables mode go", || iptables_rules() == 0);
         second.signal(Signal::SIGTERM);

@@ -77,7 +77,18 @@ fn rules_of_another_mode_are_found() {
         assert_eq!(verdict("nftables", "leftovers"), "fail");
         assert_eq!(verdict("iptables", "leftovers"), "ok");
 
-        run("iptables-nft -t nat -X KUBE-SERVICES; ip link add kube-ipvs0 type veth peer name other");
+        // The advice is true, whatever there is beside the program.
+        for path in ["/nonexistent".to_owned(), std::env::var("PATH").expect("there is a PATH")] {
+            run("iptables-nft -t nat -S KUBE-SERVICES || iptables-nft -t nat -N KUBE-SERVICES");
+            assert_eq!(verdict("nftables", "leftovers"), "fail");
+            let (_, report) = doctor(&["--proxy-mode=nftables", "--manifests=/run"]);
+            assert!(report.to_string().contains("run `kube-proxy --cleanup`"), "{report}");
+            let cleanup = Command::new(env!("CARGO_BIN_EXE_kube-proxy")).arg("--cleanup").env("PATH", path).output();
+            assert!(cleanup.expect("the program starts").status.success());
+            assert_eq!(verdict("nftables", "leftovers"), "ok");
+        }
+
+        run("ip link add kube-ipvs0 type veth peer name other");
         assert_eq!(verdict("nftables", "leftovers"), "fail");
         assert_eq!(verdict("ipvs", "leftovers"), "ok");
     });

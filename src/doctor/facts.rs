@@ -6,12 +6,13 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use nix::sys::socket::SockProtocol;
+use nix::sys::socket::{AddressFamily, SockProtocol};
 
 use super::probe::{self, Answer};
 use crate::config::Mode;
 use crate::iptables::Tools;
 use crate::kernel::netlink::{Buffer, DUMP, Socket, attribute, text};
+use crate::kernel::xtables;
 use crate::model::Family;
 
 /// This node, as far as the checks care.
@@ -94,10 +95,7 @@ impl Facts {
             nf_tables: families.iter().map(|&family| (family, probe::nf_tables(family))).collect(),
             ipvs: ipvs(&kernel),
             iptables_trouble: Tools::require(Family::V4).err().map(|error| error.to_string()),
-            legacy_tables: ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"]
-                .iter()
-                .flat_map(|path| read(path).split_whitespace().map(str::to_owned).collect::<Vec<_>>())
-                .collect(),
+            legacy_tables: [AddressFamily::Inet, AddressFamily::Inet6].into_iter().flat_map(xtables::tables).collect(),
             iptables_nft_tables: tables.into_iter().filter(|name| probe::has_table(Family::V4, name)).collect(),
             nftables_rules: families.iter().any(|&family| probe::has_table(family, "kube-proxy")),
             iptables_rules: families

@@ -10,7 +10,7 @@ use crate::backend::Error;
 
 use super::names::ChainName;
 use super::probe::Tools;
-use super::shared::{CANARY, FIREWALL, Jump, Table, is_ours};
+use super::shared::{FIREWALL, Jump, Table, goes, is_ours};
 
 /// A chain's rules in their order, without comments.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub struct Held {
     pub chains: HashMap<ChainName, Ordered>,
     /// All other chains of ours, and those we share with kubelet.
     pub shared: HashMap<Box<str>, (Ordered, Unordered)>,
-    /// The rules that lead from the kernel's chains to ours, without `-A`.
+    /// The rules that lead from others' chains to ours, without `-A`.
     pub jumps: Vec<String>,
 }
 
@@ -100,10 +100,13 @@ impl Held {
             let name = rule.split(' ').next().unwrap_or_default();
             if let Some(ordered) = ChainName::parse(name).and_then(|name| self.chains.get_mut(&name)) {
                 ordered.add(line);
-            } else if let Some((ordered, unordered)) = self.shared.get_mut(name) {
+                return;
+            }
+            if let Some((ordered, unordered)) = self.shared.get_mut(name) {
                 ordered.add(line);
                 unordered.add(line);
-            } else if leads_to(rule).is_some_and(|to| is_ours(table, to) || to == FIREWALL) {
+            }
+            if !goes(table, name) && leads_to(rule).is_some_and(|to| goes(table, to) || to == FIREWALL) {
                 self.jumps.push(rule.to_owned());
             }
         }
@@ -118,15 +121,14 @@ impl Held {
 
     /// The jumps that go when all of ours goes.
     pub fn to_remove(&self) -> impl Iterator<Item = &str> {
-        self.jumps
-            .iter()
-            .map(String::as_str)
-            .filter(|rule| leads_to(rule).is_some_and(|to| to != FIREWALL && to != CANARY))
+        self.jumps.iter().map(String::as_str).filter(|rule| leads_to(rule).is_some_and(|to| to != FIREWALL))
     }
 }
 
+/// The chain that a rule leads to, by `-j` or `-g`; or a target that takes no options.
 fn leads_to(rule: &str) -> Option<&str> {
-    rule.rsplit_once(" -j ").map(|(_, target)| target)
+    let (rest, target) = rule.rsplit_once(' ')?;
+    (rest.ends_with(" -j") || rest.ends_with(" -g")).then_some(target)
 }
 
 fn words(rule: &str) -> Vec<&str> {
@@ -176,12 +178,20 @@ mod tests {
             ":MINE - [0:0]",
             "-A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES",
             "-A PREROUTING -j MINE",
+            "-A MINE -s 192.0.2.1/32 -g KUBE-SVC-XPGD46QRK7WJZT7O",
+            "-A MINE -m comment --comment \"-j KUBE-SERVICES\" -j KUBE-SVC-MINE",
             "-A KUBE-SVC-XPGD46QRK7WJZT7O -j KUBE-SEP-CPWPCALSNDDLLDLJ",
             "COMMIT",
         ] {
             held.take(Table::Nat, line);
         }
-        assert_eq!(held.jumps, ["PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES"]);
+        assert_eq!(
+            held.jumps,
+            [
+                "PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES",
+                "MINE -s 192.0.2.1/32 -g KUBE-SVC-XPGD46QRK7WJZT7O"
+            ]
+        );
         assert_eq!(held.shared.keys().map(|k| &**k).collect::<Vec<_>>(), ["KUBE-SERVICES"]);
         let chain = held.chains[&ChainName::parse("KUBE-SVC-XPGD46QRK7WJZT7O").unwrap()];
         assert_eq!(chain, Ordered::of("-A KUBE-SVC-XPGD46QRK7WJZT7O -j KUBE-SEP-CPWPCALSNDDLLDLJ\n"));

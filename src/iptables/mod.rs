@@ -12,6 +12,7 @@
 mod cleanup;
 mod count;
 mod held;
+mod leftovers;
 mod load;
 mod names;
 mod probe;

@@ -37,6 +37,8 @@ pub enum Variant {
 pub struct Tools {
     family: Family,
     variant: Variant,
+    /// What follows `iptables` in their names: mostly nothing.
+    infix: &'static str,
 }
 
 /// Why `iptables-restore` did nothing.
@@ -96,7 +98,19 @@ fn failing_line(message: &str) -> Option<u32> {
 impl Tools {
     /// Looks what the PATH has. `None` when there is no iptables at all; an error when there is one that cannot be used.
     pub fn find(family: Family) -> Result<Option<Self>, Error> {
-        let name = tool(family, "");
+        Self::named(family, "")
+    }
+
+    /// The tools of the legacy variant, whichever variant goes by the plain name.
+    pub fn legacy(family: Family) -> Result<Option<Self>, Error> {
+        match Self::named(family, "-legacy")? {
+            Some(tools) => Ok(Some(tools)),
+            None => Ok(Self::find(family)?.filter(|tools| tools.variant == Variant::Legacy)),
+        }
+    }
+
+    fn named(family: Family, infix: &'static str) -> Result<Option<Self>, Error> {
+        let name = tool(family, infix);
         let output = match Command::new(&name).arg("--version").stdin(Stdio::null()).output() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error(format!("run {name} --version: {error}"))),
@@ -111,7 +125,7 @@ impl Tools {
                 text.trim()
             )));
         }
-        Ok(Some(Self { family, variant }))
+        Ok(Some(Self { family, variant, infix }))
     }
 
     /// The tools, or an error that says how to get them.
@@ -119,6 +133,10 @@ impl Tools {
         Self::find(family)?.ok_or_else(|| {
             Error(format!("{} is not in the PATH; install it or choose mode nftables", tool(family, "")))
         })
+    }
+
+    fn tool(self, suffix: &str) -> String {
+        tool(self.family, &format!("{}{suffix}", self.infix))
     }
 
     /// The family that these tools are for.
@@ -133,7 +151,7 @@ impl Tools {
 
     /// Runs `iptables-restore --noflush` on a file, from its beginning.
     pub fn restore(self, text: File) -> Result<(), Refusal> {
-        let name = tool(self.family, "-restore");
+        let name = self.tool("-restore");
         let failed = |message| Refusal { line: None, message, busy: true };
         let output = Command::new(&name)
             .args(["--noflush", "-w", LOCK_WAIT])
@@ -154,7 +172,7 @@ impl Tools {
 
     /// Starts `iptables-restore --noflush`, which reads what is written into its standard input.
     pub fn reader(self) -> io::Result<(Child, ChildStdin)> {
-        let mut child = Command::new(tool(self.family, "-restore"))
+        let mut child = Command::new(self.tool("-restore"))
             .args(["--noflush", "-w", LOCK_WAIT])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -168,14 +186,14 @@ impl Tools {
 
     /// Whether the tool has an extension.
     pub fn has_match(self, name: &str) -> bool {
-        let mut command = Command::new(tool(self.family, ""));
+        let mut command = Command::new(self.tool(""));
         command.args(["-m", name, "--help"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command.status().is_ok_and(|status| status.success())
     }
 
     /// Reads a table with `iptables-save`, line by line.
     pub fn save(self, table: Table, mut each: impl FnMut(&str)) -> Result<(), Error> {
-        let name = tool(self.family, "-save");
+        let name = self.tool("-save");
         let failed = |error: io::Error| Error(format!("read table {} with {name}: {error}", table.as_str()));
         let mut child = Command::new(&name)
             .args(["-t", table.as_str()])
@@ -207,7 +225,7 @@ impl Tools {
     /// The rules of one chain, as `iptables -S` prints them; `None` when there is no such chain. When the tool had no
     /// chance to look, the error is its exit status.
     pub fn chain(self, table: Table, name: &str) -> Result<Option<String>, ExitStatus> {
-        let mut command = Command::new(tool(self.family, ""));
+        let mut command = Command::new(self.tool(""));
         command.args(["-w", LOCK_WAIT, "-t", table.as_str(), "-S", name]).stdin(Stdio::null()).stderr(Stdio::null());
         match command.output() {
             Ok(output) if output.status.success() => Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned())),

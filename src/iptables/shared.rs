@@ -10,6 +10,7 @@ use crate::model::Family;
 use crate::plan::{LocalTraffic, NodeFacts, NodePortAddresses};
 
 use super::Options;
+use super::names::ChainName;
 
 /// The chain that marks what is to be masqueraded.
 pub const MARK_MASQ: &str = "KUBE-MARK-MASQ";
@@ -126,6 +127,11 @@ pub fn is_ours(table: Table, name: &str) -> bool {
         }
 }
 
+/// Whether a chain of this name goes when all of ours goes. [`FIREWALL`] stays.
+pub fn goes(table: Table, name: &str) -> bool {
+    ChainName::parse(name).is_some() || is_ours(table, name)
+}
+
 fn is_of_ipvs_mode(table: Table, name: &str) -> bool {
     match table {
         Table::Nat => matches!(name, "KUBE-LOAD-BALANCER" | "KUBE-NODE-PORT"),
@@ -140,6 +146,9 @@ fn is_of_ipvs_mode(table: Table, name: &str) -> bool {
 // === impl Table ===
 
 impl Table {
+    /// All that kube-proxy uses.
+    pub const ALL: [Self; 3] = [Self::Nat, Self::Filter, Self::Mangle];
+
     /// Its name.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -12,8 +12,6 @@ use crate::model::Family;
 use super::probe::{Tools, Variant};
 use super::shared::{CANARY, Table};
 
-const TABLES: [Table; 3] = [Table::Nat, Table::Filter, Table::Mangle];
-
 /// What must be there: in a table's chain, a rule that leads to another chain, or any rule.
 const SIGNS: [(Table, &str, &str); 8] = [
     (Table::Nat, "PREROUTING", "KUBE-SERVICES"),
@@ -42,7 +40,7 @@ enum Stamp {
     /// The number of transactions so far, whoever made them.
     Generation(u32),
     /// The sizes of the tables.
-    Sizes([Size; TABLES.len()]),
+    Sizes([Size; Table::ALL.len()]),
 }
 
 // === impl Watch ===
@@ -83,13 +81,13 @@ impl Watch {
         }
         // A table that grew was not flushed.
         let grew = |table: Table| match (self.known, now) {
-            (Some(Stamp::Sizes(before)), Some(Stamp::Sizes(now))) => TABLES
+            (Some(Stamp::Sizes(before)), Some(Stamp::Sizes(now))) => Table::ALL
                 .iter()
                 .zip(before.iter().zip(&now))
                 .any(|(of, (before, now))| *of == table && (before == now || before.entries < now.entries)),
             _ => false,
         };
-        let suspects: Vec<Table> = TABLES.into_iter().filter(|table| !grew(*table)).collect();
+        let suspects: Vec<Table> = Table::ALL.into_iter().filter(|table| !grew(*table)).collect();
         let intact = suspects.into_iter().all(|table| self.shows_signs(tools, table));
         self.known = if intact { now } else { None };
         intact
@@ -127,7 +125,8 @@ impl Watch {
         match (self.variant, &mut self.nft) {
             (Variant::Nft, nft) => nft.as_mut()?.generation().ok().map(Stamp::Generation),
             (Variant::Legacy, _) => {
-                let [nat, filter, mangle] = TABLES.map(|table| xtables::size(domain(self.family), table.as_str()).ok());
+                let [nat, filter, mangle] =
+                    Table::ALL.map(|table| xtables::size(domain(self.family), table.as_str()).ok());
                 Some(Stamp::Sizes([nat?, filter?, mangle?]))
             }
         }
@@ -138,14 +137,16 @@ fn leads(rule: &str, to: &str) -> bool {
     to.is_empty() || rule.rsplit_once(" -j ").is_some_and(|(_, target)| target == to)
 }
 
-fn domain(family: Family) -> AddressFamily {
+/// The family as sockets have it.
+pub fn domain(family: Family) -> AddressFamily {
     match family {
         Family::V4 => AddressFamily::Inet,
         Family::V6 => AddressFamily::Inet6,
     }
 }
 
-fn table_family(family: Family) -> TableFamily {
+/// The family as nf_tables has it.
+pub fn table_family(family: Family) -> TableFamily {
     match family {
         Family::V4 => TableFamily::Ip,
         Family::V6 => TableFamily::Ip6,

@@ -3,6 +3,7 @@
 //!
 //! Must not change anything, and understands no rules.
 
+use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
 
@@ -36,6 +37,17 @@ struct GetInfo {
     underflow: [u32; 5],
     num_entries: u32,
     size: u32,
+}
+
+/// The tables of a family that there are in our network namespace. None when that cannot be read.
+pub fn tables(family: AddressFamily) -> Vec<String> {
+    let path = if family == AddressFamily::Inet6 { "/proc/net/ip6_tables_names" } else { "/proc/net/ip_tables_names" };
+    fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
+/// Whether somebody has put something into a table. Makes the kernel set up nothing, unlike [`size`].
+pub fn is_used(family: AddressFamily, table: &str) -> bool {
+    tables(family).iter().any(|name| name == table) && size(family, table).is_ok_and(|size| !size.is_blank())
 }
 
 /// How large a table is. Makes the kernel set up an empty one, if it has not yet.

@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod leftovers;
 mod network;
 mod plans;
 
@@ -311,12 +312,12 @@ in_both_variants! {
 
     /// Nothing of ours stays but the chain that kubelet shares, and nothing of others goes.
     fn cleanup_removes_ours_and_only_ours() {
-        run("iptables -t nat -N MINE; iptables -t nat -A PREROUTING -j MINE; iptables -A FORWARD -s 192.0.2.9 -j DROP");
-        run("iptables -N KUBE-FIREWALL; iptables -I INPUT -j KUBE-FIREWALL; iptables -I OUTPUT -j KUBE-FIREWALL; iptables -t mangle -S");
+        leftovers::make_foreign("iptables");
         let before = saved(Family::V4);
         let options = Options { localhost_node_ports: false, ..OPTIONS };
         let mut live = Iptables::new(Family::V4, options).unwrap();
         live.replace(&facts(Family::V4), &mut every_kind(Family::V4).into_iter()).unwrap();
+        leftovers::lead_to_ours("iptables");
         assert_ne!(saved(Family::V4), before);
         live.cleanup().unwrap();
         assert_same(&saved(Family::V4), &before);
@@ -448,7 +449,7 @@ fn shares_are_exact() {
     });
 }
 
-/// Without iptables there is nothing to clean up, and a backend says what is missing.
+/// Clean-up can do without iptables, and a backend says what is missing.
 #[test]
 fn a_node_without_iptables_is_told_so() {
     isolated("a_node_without_iptables_is_told_so", || {

@@ -21,7 +21,6 @@ const CHAIN_TYPE: u16 = 7;
 const CHAIN_USERDATA: u16 = 12;
 const HOOK_NUMBER: u16 = 1;
 const HOOK_PRIORITY: u16 = 2;
-const RULE_EXPRESSIONS: u16 = 4;
 const SET_KEY_LEN: u16 = 5;
 const SET_DATA_LEN: u16 = 7;
 const SET_DESC: u16 = 9;
@@ -32,8 +31,6 @@ const SET_DESC_SIZE: u16 = 1;
 const SET_DESC_CONCAT: u16 = 2;
 const SET_FIELD_LEN: u16 = 1;
 const VERDICT_CODE: u16 = 1;
-const EXPR_NAME: u16 = 1;
-const LIST_ELEM: u16 = 1;
 /// `NFT_GOTO`, as in `enum nft_verdicts`.
 const VERDICT_GOTO: i32 = -4;
 /// User data that nft keeps comments in: one type byte, one length byte, a NUL-terminated text.
@@ -180,6 +177,14 @@ impl Batch {
         self.message(DELRULE, 0);
         self.buffer.text(RULE_TABLE, self.table);
         self.buffer.text(RULE_CHAIN, name);
+    }
+
+    /// Removes one rule, which must be there.
+    pub fn delete_rule(&mut self, chain: &str, handle: u64) {
+        self.message(DELRULE, 0);
+        self.buffer.text(RULE_TABLE, self.table);
+        self.buffer.text(RULE_CHAIN, chain);
+        self.buffer.be64(RULE_HANDLE, handle);
     }
 
     /// Adds a rule at the end of a chain: `expressions` fills in what [`super::nftrule`] compiles.

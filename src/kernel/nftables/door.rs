@@ -18,7 +18,7 @@ const GETSET: u16 = 10;
 const GETSETELEM: u16 = 13;
 const GETGEN: u16 = 16;
 const ELEM_EXPR: u16 = 7;
-const EXPR_DATA: u16 = 2;
+const IMMEDIATE_DATA: u16 = 2;
 const COUNTER_BYTES: u16 = 1;
 const COUNTER_PACKETS: u16 = 2;
 const GEN_ID: u16 = 1;
@@ -48,6 +48,17 @@ pub struct ReadElement<'a> {
     pub interval_end: bool,
     /// Packets and bytes, where they are counted.
     pub counter: Option<(u64, u64)>,
+}
+
+/// A rule as read from the kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadRule<'a> {
+    /// The chain that it is in.
+    pub chain: &'a str,
+    /// What the kernel knows it by, within its table.
+    pub handle: u64,
+    /// The chain that it leads to with a verdict of its own, be that `jump` or `goto`; those in maps are not looked at.
+    pub leads_to: Option<&'a str>,
 }
 
 /// Why a transaction did not happen.
@@ -229,6 +240,22 @@ impl Nftables {
         Ok(rules)
     }
 
+    /// Hands every rule of a table to `each`. A table that does not exist has none.
+    ///
+    /// # Errors
+    /// `EINTR` when the table changed meanwhile, or when the kernel cannot be asked.
+    pub fn each_rule(
+        &mut self,
+        family: TableFamily,
+        table: &str,
+        mut each: impl FnMut(ReadRule<'_>),
+    ) -> io::Result<()> {
+        let mut request = Buffer::new();
+        request.message(subsystem(GETRULE), DUMP, self.next(), &family.header());
+        request.text(RULE_TABLE, table);
+        found(self.socket.request(&request, |message| read_rule(message).into_iter().for_each(&mut each))).map(drop)
+    }
+
     /// Whether some rule of a chain names another chain; when that is empty, whether there is any rule. A chain that does
     /// not exist has none.
     ///
@@ -300,6 +327,24 @@ fn found(outcome: io::Result<()>) -> io::Result<bool> {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+fn read_rule(message: Message<'_>) -> Option<ReadRule<'_>> {
+    let body = message.payload.get(4..)?;
+    let expressions = attribute(body, RULE_EXPRESSIONS).unwrap_or(&[]);
+    Some(ReadRule {
+        chain: text(attribute(body, RULE_CHAIN)?),
+        handle: u64::from_be_bytes(attribute(body, RULE_HANDLE)?.try_into().ok()?),
+        leads_to: attributes(expressions).find_map(|expression| read_verdict(expression.payload)),
+    })
+}
+
+fn read_verdict(expression: &[u8]) -> Option<&str> {
+    attribute(expression, EXPR_NAME).filter(|name| text(name) == "immediate")?;
+    match read_value(attribute(attribute(expression, EXPR_DATA)?, IMMEDIATE_DATA)?) {
+        Value::Goto(chain) => Some(chain),
+        Value::None | Value::Bytes(_) => None,
     }
 }
 

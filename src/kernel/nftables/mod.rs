@@ -8,7 +8,7 @@ mod door;
 mod set;
 
 pub use batch::{Batch, Element, Hook, Value};
-pub use door::{CommitError, Nftables, ReadElement};
+pub use door::{CommitError, Nftables, ReadElement, ReadRule};
 pub use set::{Data, Field, ReadSet, SetSpec};
 
 /// `ip` or `ip6`.
@@ -29,6 +29,10 @@ const CHAIN_NAME: u16 = 3;
 const CHAIN_HOOK: u16 = 4;
 const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
+const RULE_HANDLE: u16 = 3;
+const RULE_EXPRESSIONS: u16 = 4;
+const EXPR_NAME: u16 = 1;
+const EXPR_DATA: u16 = 2;
 const SET_TABLE: u16 = 1;
 const SET_NAME: u16 = 2;
 const SET_FLAGS: u16 = 3;
@@ -38,6 +42,7 @@ const SET_EXPR: u16 = 17;
 const ELEM_LIST_TABLE: u16 = 1;
 const ELEM_LIST_SET: u16 = 2;
 const ELEM_LIST_ELEMENTS: u16 = 3;
+const LIST_ELEM: u16 = 1;
 const ELEM_KEY: u16 = 1;
 const ELEM_DATA: u16 = 2;
 const ELEM_FLAGS: u16 = 3;
