@@ -60,7 +60,7 @@ pub fn records_of(entrance: Entrance, server: &Server) -> Vec<Record> {
     let address = octets(&address);
     let key = [&*address, &padded_protocol(protocol), &padded_port(port)].concat();
     let mut records = vec![record(set, &[&key], None)];
-    if let Some(sources) = &server.sources {
+    if let Some(sources) = server.sources() {
         records.push(record(Set::Restricted, &[&key], None));
         records.extend(sources.iter().map(|net| {
             let end = [&*key, &octets(&net.broadcast())].concat();

@@ -110,7 +110,7 @@ impl Servers {
             self.push(Command::Set(at, server.settings.clone()))?;
         }
         let real_servers = self.ipvs.real_servers(&at)?;
-        let (commands, leaving) = corrections(at, &server.endpoints, &server.serving, &real_servers);
+        let (commands, leaving) = corrections(at, &server.endpoints, server.serving(), &real_servers);
         for command in commands {
             self.push(command)?;
         }

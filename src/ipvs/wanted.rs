@@ -43,19 +43,23 @@ pub struct Server {
     pub settings: Settings,
     /// Where it sends connections to.
     pub endpoints: Rc<[Endpoint]>,
-    /// Endpoints that still serve what they have: of UDP ports, where the kernel knows no end of a connection.
-    pub serving: Box<[Endpoint]>,
-    /// Who may use it, as disjoint ranges; `None` is everybody.
-    pub sources: Option<Rc<[IpNet]>>,
+    special: Option<Box<Special>>,
+}
+
+/// What few servers have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Special {
+    serving: Box<[Endpoint]>,
+    sources: Option<Box<[IpNet]>>,
 }
 
 /// All that a Service asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// Its entrances.
-    pub servers: Vec<(Entrance, Rc<Server>)>,
+    pub servers: Box<[(Entrance, Rc<Server>)]>,
     /// Its endpoints on this node, each once.
-    pub local_endpoints: Vec<IpAddr>,
+    pub local_endpoints: Box<[IpAddr]>,
     /// Port of its health check server.
     pub health_check: Option<u16>,
 }
@@ -71,16 +75,20 @@ struct Groups {
 impl Wanted {
     /// Translates a Service's plan. `scheduler` tells which one a port gets.
     pub fn new(plan: &ServicePlan, mut scheduler: impl FnMut(&PortPlan) -> Scheduler) -> Self {
-        let health_check = plan.health_check_node_port.filter(|_| !plan.ports.is_empty());
-        let mut wanted = Self { health_check, ..Self::default() };
+        let mut servers = Vec::new();
         for port in &plan.ports {
-            let settings = settings(port, scheduler(port));
-            wanted.add(port, &settings);
+            add(&mut servers, port, &settings(port, scheduler(port)));
         }
-        wanted.servers.shrink_to_fit();
-        wanted.local_endpoints.sort_unstable();
-        wanted.local_endpoints.dedup();
-        wanted
+        let endpoints = plan.ports.iter().flat_map(|port| port.cluster.iter().chain(&port.local));
+        let mut local_endpoints: Vec<_> =
+            endpoints.filter(|endpoint| endpoint.local).map(|endpoint| endpoint.address).collect();
+        local_endpoints.sort_unstable();
+        local_endpoints.dedup();
+        Self {
+            servers: servers.into(),
+            local_endpoints: local_endpoints.into(),
+            health_check: plan.health_check_node_port.filter(|_| !plan.ports.is_empty()),
+        }
     }
 
     /// The virtual addresses that must be local ones, not necessarily each once.
@@ -90,40 +98,35 @@ impl Wanted {
             Entrance::NodePort(..) => None,
         })
     }
+}
 
-    fn add(&mut self, port: &PortPlan, settings: &Settings) {
-        let protocol = port.name.protocol;
-        let groups = Groups { cluster: port.cluster.as_slice().into(), local: port.local.as_slice().into() };
-        let local = port.cluster.iter().chain(&port.local).filter(|endpoint| endpoint.local);
-        self.local_endpoints.extend(local.map(|endpoint| endpoint.address));
-
-        let server = |kind, route, sources| {
-            Rc::new(Server {
-                port: port.name.clone(),
-                kind,
-                settings: settings.clone(),
-                endpoints: groups.of(route),
-                // Most have none, and an empty box costs nothing.
-                serving: port.serving.as_slice().into(),
-                sources,
-            })
-        };
-        let internal = server(Kind::Internal, port.internal, None);
-        self.servers.push((Entrance::Address(port.cluster_ip, protocol, port.port), internal));
-
-        let kind = if port.external_local { Kind::ExternalLocal } else { Kind::External };
-        let external = server(kind, port.external, None);
-        for &address in &port.external_ips {
-            self.servers.push((Entrance::Address(address, protocol, port.port), external.clone()));
-        }
-        for &address in &port.load_balancer_ips {
-            let restricted = sources(port, address).map(|sources| server(kind, port.external, Some(sources)));
-            let server = restricted.unwrap_or_else(|| external.clone());
-            self.servers.push((Entrance::Address(address, protocol, port.port), server));
-        }
-        if let Some(node_port) = port.node_port {
-            self.servers.push((Entrance::NodePort(protocol, node_port), external.clone()));
-        }
+/// The entrances of a port, and what is behind them.
+fn add(servers: &mut Vec<(Entrance, Rc<Server>)>, port: &PortPlan, settings: &Settings) {
+    let protocol = port.name.protocol;
+    let groups = Groups { cluster: port.cluster.as_slice().into(), local: port.local.as_slice().into() };
+    let server = |kind, route, sources: Option<Box<[IpNet]>>| {
+        let is_special = sources.is_some() || !port.serving.is_empty();
+        let special = is_special.then(|| Box::new(Special { serving: port.serving.as_slice().into(), sources }));
+        let (port, settings) = (port.name.clone(), settings.clone());
+        Rc::new(Server { port, kind, settings, endpoints: groups.of(route), special })
+    };
+    let internal = server(Kind::Internal, port.internal, None);
+    servers.push((Entrance::Address(port.cluster_ip, protocol, port.port), internal));
+    if !port.externally_accessible() {
+        return;
+    }
+    let kind = if port.external_local { Kind::ExternalLocal } else { Kind::External };
+    let external = server(kind, port.external, None);
+    for &address in &port.external_ips {
+        servers.push((Entrance::Address(address, protocol, port.port), external.clone()));
+    }
+    for &address in &port.load_balancer_ips {
+        let restricted = sources(port, address).map(|sources| server(kind, port.external, Some(sources)));
+        let server = restricted.unwrap_or_else(|| external.clone());
+        servers.push((Entrance::Address(address, protocol, port.port), server));
+    }
+    if let Some(node_port) = port.node_port {
+        servers.push((Entrance::NodePort(protocol, node_port), external));
     }
 }
 
@@ -138,7 +141,7 @@ fn settings(port: &PortPlan, scheduler: Scheduler) -> Settings {
 
 /// Who may use a load balancer IP: the ranges, and this node, whose processes have that very address as their source
 /// (contract 6.2). The kernel's range sets take no overlaps.
-fn sources(port: &PortPlan, address: IpAddr) -> Option<Rc<[IpNet]>> {
+fn sources(port: &PortPlan, address: IpAddr) -> Option<Box<[IpNet]>> {
     if port.source_ranges.is_empty() {
         return None;
     }
@@ -152,7 +155,17 @@ fn sources(port: &PortPlan, address: IpAddr) -> Option<Rc<[IpNet]>> {
 impl Server {
     /// Whether the virtual server is the same; who may use it is not its business.
     pub fn balances_like(&self, other: &Self) -> bool {
-        self.settings == other.settings && self.endpoints == other.endpoints && self.serving == other.serving
+        self.settings == other.settings && self.endpoints == other.endpoints && self.serving() == other.serving()
+    }
+
+    /// Endpoints that still serve what they have: of UDP ports, where the kernel knows no end of a connection.
+    pub fn serving(&self) -> &[Endpoint] {
+        self.special.as_ref().map_or(&[], |special| &special.serving)
+    }
+
+    /// Who may use it, as disjoint ranges; `None` is everybody.
+    pub fn sources(&self) -> Option<&[IpNet]> {
+        self.special.as_ref()?.sources.as_deref()
     }
 }
 
@@ -211,7 +224,7 @@ mod tests {
             .servers
             .iter()
             .map(|(entrance, server)| {
-                (*entrance, server.kind, server.endpoints.len(), server.sources.as_ref().map(|s| s.len()))
+                (*entrance, server.kind, server.endpoints.len(), server.sources().map(<[_]>::len))
             })
             .collect();
         let address = |text: &str| Entrance::Address(text.parse().unwrap(), Protocol::Tcp, 80);
@@ -225,7 +238,7 @@ mod tests {
                 (Entrance::NodePort(Protocol::Tcp, 30080), Kind::ExternalLocal, 1, None),
             ]
         );
-        assert_eq!(wanted.local_endpoints, ["10.244.0.1".parse::<IpAddr>().unwrap()]);
+        assert_eq!(*wanted.local_endpoints, ["10.244.0.1".parse::<IpAddr>().unwrap()]);
         let settings = &wanted.servers[0].1.settings;
         assert_eq!((&*settings.scheduler, settings.flags, settings.timeout), ("mh", 0x11, 60));
     }

@@ -3,7 +3,6 @@
 //! Slices are kept by Service, so that planning one Service looks at its own slices only.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hash};
 
 use ipnet::IpNet;
 
@@ -12,7 +11,8 @@ use super::{EndpointSlice, Event, Family, Kind, NameMap, NameSet, Node, ObjectNa
 /// The objects, as the source told of them.
 #[derive(Default)]
 pub struct Store {
-    services: NameMap<Kept<Service>>,
+    /// In boxes: a table has up to twice as many places as it is filled, and moves them when it grows.
+    services: NameMap<Box<Kept<Service>>>,
     slices: NameMap<Vec<NamedSlice>>,
     /// Slice → its Service.
     owners: NameMap<ObjectName>,
@@ -145,7 +145,7 @@ impl Store {
         self.rounds[kind as usize].complete = true;
         match kind {
             Kind::Service => {
-                let gone: Vec<_> = stale(&self.services, round);
+                let gone = stale(self.services.iter().map(|(name, kept)| (name, &**kept)), round);
                 gone.into_iter().for_each(|name| self.apply_service(name, None));
             }
             Kind::EndpointSlice => {
@@ -155,7 +155,7 @@ impl Store {
                 gone.iter().for_each(|name| self.drop_slice(name));
             }
             Kind::ServiceCidr => {
-                for name in stale(&self.service_cidrs, round) {
+                for name in stale(self.service_cidrs.iter(), round) {
                     self.service_cidrs.remove(&name);
                     self.dirty.service_cidrs = true;
                 }
@@ -175,7 +175,7 @@ impl Store {
             }
             (None, Some(object)) => {
                 let name = self.slices.get_key_value(&name).map_or(&name, |(known, _)| known).clone();
-                self.services.insert(name, Kept { object, round });
+                self.services.insert(name, Box::new(Kept { object, round }));
                 true
             }
             (Some(_), None) => {
@@ -240,8 +240,8 @@ impl Dirty {
     }
 }
 
-fn stale<K: Clone + Eq + Hash, T, S: BuildHasher>(objects: &HashMap<K, Kept<T>, S>, round: u32) -> Vec<K> {
-    objects.iter().filter(|(_, kept)| kept.round != round).map(|(name, _)| name.clone()).collect()
+fn stale<'a, K: Clone + 'a, T: 'a>(objects: impl Iterator<Item = (&'a K, &'a Kept<T>)>, round: u32) -> Vec<K> {
+    objects.filter(|(_, kept)| kept.round != round).map(|(name, _)| name.clone()).collect()
 }
 
 #[cfg(test)]

@@ -23,9 +23,9 @@ pub enum Status<'a> {
         /// The mode in use.
         mode: &'a str,
         /// Services in the kernel, counted once however many families they have.
-        services: usize,
+        services: u32,
         /// Endpoints in the kernel.
-        endpoints: usize,
+        endpoints: u32,
         /// When a sync last succeeded.
         synced: SystemTime,
     },

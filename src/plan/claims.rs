@@ -14,7 +14,7 @@ use crate::model::{NameMap, NameSet, ObjectName, Protocol};
 #[derive(Default)]
 pub struct Claims {
     owners: HashMap<Claim, ObjectName>,
-    held: NameMap<Vec<Claim>>,
+    held: NameMap<Box<[Claim]>>,
     /// Who would like to have what somebody else owns.
     waiting: HashMap<Claim, NameSet>,
 }
@@ -61,8 +61,7 @@ impl Claims {
         if holds.is_empty() {
             self.held.remove(&plan.name);
         } else {
-            holds.shrink_to_fit();
-            self.held.insert(plan.name.clone(), holds);
+            self.held.insert(plan.name.clone(), holds.into());
         }
         settled.freed.remove(&plan.name);
         settled

@@ -28,13 +28,13 @@ pub struct Ledger {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Services with at least one port.
-    pub services: usize,
+    pub services: u32,
     /// Endpoints, counted for each Service port.
-    pub endpoints: usize,
+    pub endpoints: u32,
     /// Service ports under internalTrafficPolicy Local with endpoints elsewhere only.
-    pub no_local_internal: usize,
+    pub no_local_internal: u32,
     /// The same for externalTrafficPolicy.
-    pub no_local_external: usize,
+    pub no_local_external: u32,
 }
 
 // === impl Ledger ===
@@ -158,13 +158,13 @@ impl Ledger {
 
 impl Tally {
     fn of(plan: &ServicePlan) -> Self {
-        let count = |wanted: fn(&PortPlan) -> bool| plan.ports.iter().filter(|port| wanted(port)).count();
+        let count = |wanted: fn(&PortPlan) -> bool| plan.ports.iter().filter(|port| wanted(port)).count() as u32;
         Self {
-            services: usize::from(!plan.ports.is_empty()),
+            services: u32::from(!plan.ports.is_empty()),
             endpoints: plan
                 .ports
                 .iter()
-                .map(|port| if port.cluster.is_empty() { port.local.len() } else { port.cluster.len() })
+                .map(|port| if port.cluster.is_empty() { port.local.len() } else { port.cluster.len() } as u32)
                 .sum(),
             no_local_internal: count(|port| port.internal == Route::Drop),
             no_local_external: count(|port| port.external == Route::Drop && port.externally_accessible()),
