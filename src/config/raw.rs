@@ -201,10 +201,11 @@ impl FromStr for Quantity {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        const UNITS: [&str; 17] =
-            ["", "n", "u", "m", "k", "K", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
+        const UNITS: [&str; 15] = ["n", "u", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
         let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        match number.parse::<f64>().is_ok() && UNITS.contains(&&text[number.len()..]) {
+        let unit = &text[number.len()..];
+        let has_exponent = number.contains(['e', 'E']);
+        match number.parse::<f64>().is_ok() && (unit.is_empty() || UNITS.contains(&unit) && !has_exponent) {
             true => Ok(Self(text.to_owned())),
             false => Err(format!("invalid quantity {text:?}: write it like 0, 512 or 1Mi")),
         }
