@@ -96,6 +96,7 @@ pub struct LoggingOptions {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct LogStream {
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub split_stream: bool,
     pub info_buffer_size: Quantity,
 }
@@ -179,9 +180,11 @@ pub struct Conntrack {
 impl RawConfig {
     /// Every field that the file may have, at some value: what is not in it is an unknown key.
     pub fn sample() -> Self {
+        let stream = || LogStream { split_stream: true, ..LogStream::default() };
+        let options = LoggingOptions { text: stream(), json: stream() };
         Self {
             feature_gates: BTreeMap::from([(String::new(), true)]),
-            logging: Logging { vmodule: vec![VmoduleItem::default()], ..Logging::default() },
+            logging: Logging { vmodule: vec![VmoduleItem::default()], options, ..Logging::default() },
             windows_run_as_service: true,
             ..Self::default()
         }

@@ -26,7 +26,7 @@ fn what_is_written_means_the_same_when_read() {
 
 #[test]
 fn configz_is_the_effective_object_under_the_groups_name() {
-    let loaded = from_file("mode: nftables\nhostnameOverride: a\n").unwrap();
+    let loaded = from_file("mode: nftables\nhostnameOverride: a\nportRange: 1-2\n").unwrap();
     let body: serde_json::Value = serde_json::from_str(&to_configz(&loaded.effective).unwrap()).unwrap();
     let object = &body["kubeproxy.config.k8s.io"];
     assert_eq!(object["kind"], "KubeProxyConfiguration");
@@ -34,6 +34,8 @@ fn configz_is_the_effective_object_under_the_groups_name() {
     assert_eq!(object["nodePortAddresses"], serde_json::json!(["primary"]));
     assert_eq!(object["conntrack"]["tcpEstablishedTimeout"], "24h0m0s");
     assert_eq!(object["ipvs"]["excludeCIDRs"], serde_json::Value::Null);
+    assert_eq!(object["portRange"], "");
+    assert_eq!(object["logging"]["options"]["text"], serde_json::json!({"infoBufferSize": "0"}));
     assert!(object.get("windowsRunAsService").is_none());
 }
 
