@@ -211,7 +211,7 @@ fn what_a_flag_said_has_no_place_in_the_file() {
 fn blank_host_names_are_refused() {
     let mut options = options("");
     options.flags.hostname_override = Some("  ".to_owned());
-    let error = options.load_with_default(Path::new("/nonexistent")).unwrap_err();
+    let error = options.settle_with_default(Path::new("/nonexistent")).err().unwrap();
     assert_eq!(error, "failed complete: empty hostname-override is invalid");
     let blank = "hostnameOverride: '  '\n";
     assert_eq!(from_file(blank).unwrap_err(), "failed complete: empty hostname is invalid");

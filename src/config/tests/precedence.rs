@@ -145,6 +145,10 @@ fn the_default_file_counts_unless_a_flag_says_what_a_file_would() {
         ("--oom-score-adj=1", Mode::Iptables),
         ("--proxy-mode=ipvs", Mode::Ipvs),
     ] {
-        assert_eq!(options(line).load_with_default(&file.0).expect(line).config.mode, mode, "{line}");
+        assert_eq!(
+            options(line).settle_with_default(&file.0).and_then(Settled::check).expect(line).config.mode,
+            mode,
+            "{line}"
+        );
     }
 }
