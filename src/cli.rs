@@ -94,7 +94,10 @@ fn options(words: &[String]) -> Result<Options, Exit> {
     let options = options.ok_or_else(|| Exit::asked_for(help::text()))?;
     match options.flags.version.as_deref().unwrap_or("false") {
         "raw" => Err(Exit::asked_for(raw_version())),
-        stated if stated.starts_with('v') => Ok(options),
+        stated if is_this_release(stated) => Ok(options),
+        other if other.starts_with('v') => {
+            Err(Exit::refused(&format!("--version: {other:?} is not {KUBERNETES_VERSION}, with or without a suffix")))
+        }
         text => match parse_bool(text) {
             Ok(true) => Err(Exit::asked_for(format!("Kubernetes {}", full_version()))),
             Ok(false) => Ok(options),
@@ -118,6 +121,14 @@ fn command(options: Options) -> Command {
 /// The version that is reported everywhere: upstream's, with ours as semantic versioning's build metadata.
 pub fn full_version() -> String {
     format!("{KUBERNETES_VERSION}+rust.{}", env!("CARGO_PKG_VERSION"))
+}
+
+/// Upstream lets a distribution give its build a suffix of its own, but not another number.
+fn is_this_release(stated: &str) -> bool {
+    stated.strip_prefix(KUBERNETES_VERSION).is_some_and(|suffix| {
+        let named = suffix.strip_prefix(['-', '+']).is_some_and(|name| !name.is_empty());
+        suffix.is_empty() || named && suffix.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '+' | '.'))
+    })
 }
 
 fn raw_version() -> String {
@@ -173,7 +184,9 @@ mod tests {
             ("doctor", "Doctor { json: false"),
             ("doctor --json --config=/c", "Doctor { json: true"),
             ("--version=false", "Run"),
-            ("--version=v1.36.9", "Run"),
+            ("--version=v1.36.2", "Run"),
+            ("--version=v1.36.2-gke.1+a", "Run"),
+            ("--help=false", "Run"),
         ] {
             let command = format!("{:?}", read(line).expect(line));
             assert!(command.starts_with(expected), "{line}: {command}");
@@ -222,6 +235,17 @@ mod tests {
             ("--feature-gates=X", "Error: parsing option '--feature-gates' with value 'X': missing bool value for X"),
             ("--vmodule=a", "Error: parsing option '--vmodule' with value 'a': \"a\" is not of the form pattern=N"),
             ("--log-json-info-buffer-size=x", "Error: parsing option '--log-json-info-buffer-size' with value 'x'"),
+            ("--version=v1.36.9", "Error: --version: \"v1.36.9\" is not v1.36.2"),
+            ("--version=v9", "Error: --version: \"v9\" is not v1.36.2"),
+            ("--version=vfoo", "Error: --version: \"vfoo\" is not v1.36.2"),
+            ("--version=v1.36.20", "Error: --version: \"v1.36.20\" is not v1.36.2"),
+            ("--version=v1.36.2-", "Error: --version: \"v1.36.2-\" is not v1.36.2"),
+            ("--version=v1.36.2-a_b", "Error: --version: \"v1.36.2-a_b\" is not v1.36.2"),
+            ("--healthz-bind-address=1.2.3.4:+80", "Error: parsing option '--healthz-bind-address'"),
+            ("--kube-api-qps=NaN", "Error: parsing option '--kube-api-qps' with value 'NaN': \"NaN\" is not a valid"),
+            ("--help=maybe", "Error: --help: \"maybe\" is neither true nor false"),
+            ("-v=+1", "Error: parsing option '--v' with value '+1'"),
+            ("--nodeport-addresses=\"a", "Error: parsing option '--nodeport-addresses'"),
             ("--version=9", "Error: --version: \"9\" is neither true nor false, nor raw"),
         ] {
             let exit = read(line).expect_err(line);

@@ -71,12 +71,15 @@ fn carry_out(command: Command) -> Result<ExitCode, String> {
 
 /// Reads the configuration, begins to log, and says what an operator should know of how it was read.
 fn load(options: &Options) -> Result<Loaded, String> {
-    let loaded = options.load()?;
-    let format = match loaded.config.log_format {
+    let settled = options.settle()?;
+    let (format, verbosity) = settled.log();
+    let format = match format {
         LogFormat::Text => logging::Format::Text,
         LogFormat::Json => logging::Format::Json,
     };
-    logging::start(format, loaded.config.verbosity).map_err(|error| error.to_string())?;
+    logging::start(format, verbosity).map_err(|error| error.to_string())?;
+    // From here on what is wrong is told in the form that the reader of the log expects.
+    let loaded = settled.check()?;
     loaded.warnings.iter().for_each(|warning| log::warn!("{warning}"));
     loaded.notes.iter().for_each(|note| log::info!("{note}"));
     if loaded.config.verbosity >= 1 {

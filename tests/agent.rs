@@ -414,6 +414,11 @@ fn bad_input_is_one_line_and_touches_nothing() {
             let last = said.lines().last().unwrap_or_default();
             assert!(last.contains(expected), "{more}: {said}");
         }
+        let (code, said) = outcome(&["--logging-format=json", "--oom-score-adj=5000"]);
+        let line: Value =
+            serde_json::from_str(&said).expect("what logging needs was right, so this is a line of the log");
+        let error = line["err"].as_str().unwrap_or_default();
+        assert!(code == 1 && error.contains("must be within the range [-1000, 1000]"), "{said}");
         let (code, said) = outcome(&["--no-such-flag"]);
         assert_eq!((code, said.contains("--no-such-flag")), (1, true));
         assert_eq!(run("nft list ruleset"), "");

@@ -375,6 +375,33 @@ fn a_rotated_token_is_used_at_the_next_request() {
 }
 
 #[test]
+fn a_token_stands_in_for_a_file_that_cannot_be_read() {
+    let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
+    populate(&server);
+    folder.write("ca.crt", server.authority.pem());
+    folder.write("empty", "");
+    let cluster = format!("server: '{}', certificate-authority: ca.crt", server.url());
+    for file in ["none", "empty"] {
+        let path = kubeconfig(&folder, &cluster, &format!("tokenFile: {file}, token: {TOKEN}"));
+        Follower::api(&path, limits()).until_listed();
+    }
+}
+
+#[test]
+fn a_user_that_is_missing_is_nobody() {
+    let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
+    let text = format!(
+        "current-context: x\ncontexts: [{{name: x, context: {{cluster: c, user: u}}}}]\n\
+         clusters: [{{name: c, cluster: {{server: '{}', insecure-skip-tls-verify: true}}}}]\n",
+        server.url()
+    );
+    let mut follower = Follower::api(&folder.write("kubeconfig", &text), limits());
+    let refused = Rc::clone(&follower.exchanges);
+    follower.until("nobody is refused", |_| refused.borrow().iter().any(|(_, code)| *code == Some(401)));
+    assert!(server.requests().iter().all(|request| !request.headers.contains_key("authorization")));
+}
+
+#[test]
 fn a_client_certificate_is_enough() {
     let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
     populate(&server);
@@ -502,6 +529,8 @@ fn mistakes_in_a_kubeconfig_are_one_clear_line() {
             "exclude each other",
         ),
         ("server: 'https://10.0.0.1', proxy-url: 'http://p'", "token: t", "proxy-url is not supported"),
+        ("server: 'http://10.0.0.1', certificate-authority: none", "token: t", "none cannot be read"),
+        ("server: 'http://10.0.0.1'", "client-certificate: client.crt, client-key: none", "none cannot be read"),
         (good, "tokenFile: none", "tokenFile"),
         (good, "tokenFile: empty", "is empty"),
         (good, "tokenFile: binary", "characters that no token has"),
@@ -528,10 +557,7 @@ fn mistakes_in_a_kubeconfig_are_one_clear_line() {
         ("{}", "current-context is not set"),
         ("current-context: x", "current-context \"x\" is not among its contexts"),
         ("current-context: x\ncontexts: [{name: x, context: {cluster: c}}]", "cluster \"c\" of the current context"),
-        (
-            "current-context: x\ncontexts: [{name: x, context: {cluster: c, user: u}}]\nclusters: [{name: c, cluster: {server: 'http://a'}}]",
-            "user \"u\" of the current context",
-        ),
+        ("kind: Pod\ncurrent-context: x", "kind must be Config"),
     ] {
         let path = folder.write("kubeconfig", text);
         let error = Access::load(Some(&path), None).err().unwrap_or_else(|| panic!("{text}")).to_string();

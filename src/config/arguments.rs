@@ -3,7 +3,7 @@
 
 use argh::{ArgsInfo, FlagInfo, FlagInfoKind, Optionality};
 
-use super::flags::Flags;
+use super::flags::{Flags, parse_bool};
 
 /// The flags in `words` as pairs of `--name` and value, each name once unless it may repeat; `None` when help is asked
 /// for.
@@ -25,7 +25,11 @@ pub fn pairs(words: &[String]) -> Result<Option<Vec<(String, String)>>, String> 
             continue;
         };
         if matches!(&*name, "--help" | "-h") {
-            return Ok(None);
+            match value.map_or(Ok(true), parse_bool) {
+                Ok(true) => return Ok(None),
+                Ok(false) => continue,
+                Err(error) => return Err(format!("{name}: {error}")),
+            }
         }
         let flag = known.iter().find(|flag| flag.long == name).ok_or_else(|| format!("unknown flag: {name}"))?;
         let value = match value {
@@ -102,6 +106,8 @@ mod tests {
             ("--cleanup --", "--cleanup=true"),
             ("--help", "help"),
             ("--cleanup -h", "help"),
+            ("--help=1", "help"),
+            ("--help=false --cleanup", "--cleanup=true"),
         ] {
             assert_eq!(read(line).expect(line), expected, "{line}");
         }
@@ -114,6 +120,8 @@ mod tests {
             ("--nonsense=1", "unknown flag: --nonsense"),
             ("-config=a", "unknown flag: -config"),
             ("-x", "unknown flag: -x"),
+            ("--help=maybe", "--help: \"maybe\" is neither true nor false"),
+            ("-h=", "-h: \"\" is neither true nor false"),
             ("--config", "flag needs an argument: --config"),
             ("--cleanup false", "\"kube-proxy\" does not take any arguments, got [\"false\"]"),
             ("-- --cleanup", "\"kube-proxy\" does not take any arguments, got [\"--cleanup\"]"),

@@ -87,9 +87,14 @@ pub fn check(raw: &RawConfig, gates: Gates) -> Result<Config, Refusals> {
         oom_score_adj,
         conntrack,
         verbosity: raw.logging.verbosity,
-        log_format: if raw.logging.format == "json" { LogFormat::Json } else { LogFormat::Text },
+        log_format: log_format(&raw.logging),
     };
     errors.or(config)
+}
+
+/// The form of the log, which is checked before all else.
+pub fn log_format(raw: &raw::Logging) -> LogFormat {
+    if raw.format == "json" { LogFormat::Json } else { LogFormat::Text }
 }
 
 /// Whether everything is masqueraded in this mode: IPVS shares the field of iptables.

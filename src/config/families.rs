@@ -35,6 +35,10 @@ impl Config {
                 false => return fatal("clusterCIDR has no range of this node's family"),
                 true => notes.push(format!("clusterCIDR has no {primary} range, the primary family of this node")),
             },
+            DetectLocal::ClusterCidr(cidrs) if cidrs.is_empty() => notes.push(format!(
+                "detectLocalMode is ClusterCIDR, but no clusterCIDR is given: {primary} traffic of local pods is not told \
+                 from other traffic"
+            )),
             DetectLocal::NodeCidr if other_family(pod_cidrs) => return fatal("the Node's podCIDRs are of one family"),
             _ => {}
         }

@@ -4,6 +4,7 @@
 //! the fields is the order of `--help`. Must not look at the world or at the configuration file.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
 use argh::{ArgsInfo, FromArgs};
 
@@ -72,11 +73,11 @@ pub struct Flags {
     #[argh(option, arg_name = "prefix")]
     pub pod_interface_name_prefix: Option<String>,
     /// ranges of node IPs that serve NodePorts, or "primary" (default all; nftables: primary)
-    #[argh(option, arg_name = "cidrs")]
-    pub nodeport_addresses: Vec<String>,
+    #[argh(option, arg_name = "cidrs", from_str_fn(parse_list))]
+    pub nodeport_addresses: Vec<Vec<String>>,
 
     /// bit of the packet mark that asks for masquerade, 0 to 31 (default 14)
-    #[argh(option, arg_name = "bit")]
+    #[argh(option, arg_name = "bit", from_str_fn(parse_int))]
     pub iptables_masquerade_bit: Option<i32>,
     /// serve NodePorts on 127.0.0.1 too, iptables mode only (default true)
     #[argh(option, arg_name = "bool", from_str_fn(parse_bool))]
@@ -97,8 +98,8 @@ pub struct Flags {
     #[argh(option, arg_name = "name")]
     pub ipvs_scheduler: Option<String>,
     /// ranges of virtual servers that are not ours to touch
-    #[argh(option, arg_name = "cidrs")]
-    pub ipvs_exclude_cidrs: Vec<String>,
+    #[argh(option, arg_name = "cidrs", from_str_fn(parse_list))]
+    pub ipvs_exclude_cidrs: Vec<Vec<String>>,
     /// answer ARP only for addresses of the interface that is asked
     #[argh(option, arg_name = "bool", from_str_fn(parse_bool))]
     pub ipvs_strict_arp: Option<bool>,
@@ -113,10 +114,10 @@ pub struct Flags {
     pub ipvs_udp_timeout: Option<GoDuration>,
 
     /// connections that the kernel tracks, per core (default 32768; 0: leave as is)
-    #[argh(option, arg_name = "number")]
+    #[argh(option, arg_name = "number", from_str_fn(parse_int))]
     pub conntrack_max_per_core: Option<i32>,
     /// connections that it tracks at least (default 131072)
-    #[argh(option, arg_name = "number")]
+    #[argh(option, arg_name = "number", from_str_fn(parse_int))]
     pub conntrack_min: Option<i32>,
     /// time after which an idle TCP connection is forgotten (default 24h; 0: leave as is)
     #[argh(option, arg_name = "duration")]
@@ -147,20 +148,20 @@ pub struct Flags {
     #[argh(option, arg_name = "bool", from_str_fn(parse_bool))]
     pub bind_address_hard_fail: Option<bool>,
     /// the kernel's wish to kill us when memory is short, -1000 to 1000 (default -999)
-    #[argh(option, arg_name = "number")]
+    #[argh(option, arg_name = "number", from_str_fn(parse_int))]
     pub oom_score_adj: Option<i32>,
     /// number for the log level verbosity; also beside --config
-    #[argh(option, short = 'v', arg_name = "level")]
+    #[argh(option, short = 'v', arg_name = "level", from_str_fn(parse_digits))]
     pub v: Option<u32>,
     /// text or json (default text); also beside --config
     #[argh(option, arg_name = "format")]
     pub logging_format: Option<String>,
 
     /// requests per second to the API server
-    #[argh(option, arg_name = "number")]
+    #[argh(option, arg_name = "number", from_str_fn(parse_rate))]
     pub kube_api_qps: Option<f32>,
     /// requests to the API server in a burst
-    #[argh(option, arg_name = "number")]
+    #[argh(option, arg_name = "number", from_str_fn(parse_int))]
     pub kube_api_burst: Option<i32>,
     /// encoding asked of the API server
     #[argh(option, arg_name = "type")]
@@ -197,10 +198,10 @@ pub struct Flags {
     pub boot_id_file: Option<String>,
 
     /// deprecated: use --healthz-bind-address
-    #[argh(option, arg_name = "port", hidden_help)]
+    #[argh(option, arg_name = "port", hidden_help, from_str_fn(parse_int))]
     pub healthz_port: Option<i32>,
     /// deprecated: use --metrics-bind-address
-    #[argh(option, arg_name = "port", hidden_help)]
+    #[argh(option, arg_name = "port", hidden_help, from_str_fn(parse_int))]
     pub metrics_port: Option<i32>,
 }
 
@@ -256,6 +257,57 @@ pub fn parse_bool(text: &str) -> Result<bool, String> {
     }
 }
 
+/// A whole number in any of the spellings that Go's flags accept: `016`, `0o16`, `0x0e` and `1_4` are all fourteen.
+fn parse_int(text: &str) -> Result<i32, String> {
+    let (sign, unsigned) = match text.strip_prefix('-') {
+        Some(unsigned) => ("-", unsigned),
+        None => ("", text.strip_prefix('+').unwrap_or(text)),
+    };
+    let (radix, digits) = match unsigned.as_bytes() {
+        [b'0', b'x' | b'X', ..] => (16, &unsigned[2..]),
+        [b'0', b'o' | b'O', ..] => (8, &unsigned[2..]),
+        [b'0', b'b' | b'B', ..] => (2, &unsigned[2..]),
+        [b'0', _, ..] => (8, &unsigned[1..]),
+        _ => (10, unsigned),
+    };
+    // A prefix may have its underscore too.
+    let digits = if radix == 10 { digits } else { digits.strip_prefix('_').unwrap_or(digits) };
+    let is_run = |run: &str| !run.is_empty() && run.chars().all(|digit| digit.is_digit(radix));
+    let value = digits.split('_').all(is_run).then(|| format!("{sign}{}", digits.replace('_', "")));
+    let value = value.and_then(|digits| i32::from_str_radix(&digits, radix).ok());
+    value.ok_or_else(|| format!("{text:?} is not a whole number from {} to {}", i32::MIN, i32::MAX))
+}
+
+/// A whole number of nothing but decimal digits: here Go takes no sign.
+fn parse_digits<T: FromStr>(text: &str) -> Result<T, String> {
+    let digits = Some(text).filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    digits.and_then(|digits| digits.parse().ok()).ok_or_else(|| format!("{text:?} is not a valid number"))
+}
+
+/// A number of requests per second.
+fn parse_rate(text: &str) -> Result<f32, String> {
+    let rate = text.parse().ok().filter(|rate: &f32| rate.is_finite());
+    rate.ok_or_else(|| format!("{text:?} is not a valid number"))
+}
+
+/// Values with commas between them, each perhaps in quotes: Go reads a list as a line of CSV.
+fn parse_list(text: &str) -> Result<Vec<String>, String> {
+    let mut values = Vec::new();
+    let mut rest = Some(text).filter(|text| !text.is_empty());
+    while let Some(text) = rest {
+        let (value, after) = match text.strip_prefix('"') {
+            Some(quoted) => quoted.split_once('"').ok_or_else(|| format!("{text:?} lacks its second quote"))?,
+            None => text.split_at(text.find(',').unwrap_or(text.len())),
+        };
+        values.push(value.to_owned());
+        rest = match after.strip_prefix(',') {
+            None if !after.is_empty() => return Err(format!("{text:?} goes on after its second quote")),
+            rest => rest,
+        };
+    }
+    Ok(values)
+}
+
 /// An IP address, or nothing, which leaves the default alone.
 fn ip_or_nothing(text: &str) -> Result<String, String> {
     match text.is_empty() || parse_ip(text).is_some() {
@@ -275,10 +327,7 @@ fn ip_port_or_nothing(text: &str) -> Result<String, String> {
     if parse_ip(host).is_none() {
         return Err(format!("{host:?} is not a valid IP address"));
     }
-    match port.parse::<u16>() {
-        Ok(_) => Ok(text.to_owned()),
-        Err(_) => Err(format!("{port:?} is not a valid number")),
-    }
+    parse_digits::<u16>(port).map(|_| text.to_owned())
 }
 
 /// Patterns of source files, each with a verbosity.
@@ -302,6 +351,88 @@ mod tests {
         let known = Flags::get_args_info().flags;
         for name in WITHOUT_EFFECT.iter().chain(&BESIDE_CONFIG) {
             assert!(known.iter().any(|flag| flag.long == format!("--{name}")), "{name}");
+        }
+    }
+
+    #[test]
+    fn whole_numbers_are_spelled_as_in_go() {
+        for (text, expected) in [
+            ("14", 14),
+            ("+14", 14),
+            ("-14", -14),
+            ("016", 14),
+            ("0o16", 14),
+            ("0O16", 14),
+            ("0x0e", 14),
+            ("0X0E", 14),
+            ("0b1110", 14),
+            ("0B1110", 14),
+            ("1_4", 14),
+            ("0_16", 14),
+            ("0x_e", 14),
+            ("-0x10", -16),
+            ("0", 0),
+            ("-0", 0),
+            ("00", 0),
+            ("2147483647", i32::MAX),
+            ("-2147483648", i32::MIN),
+        ] {
+            assert_eq!(parse_int(text), Ok(expected), "{text}");
+        }
+        for text in [
+            "",
+            "-",
+            "+-1",
+            "--1",
+            "x",
+            " 5",
+            "08",
+            "0x",
+            "0xg",
+            "0x+5",
+            "0b2",
+            "_1",
+            "1_",
+            "1__2",
+            "0_",
+            "0__1",
+            "1e2",
+            "1.0",
+            "2147483648",
+            "-2147483649",
+            "0é",
+        ] {
+            assert!(parse_int(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn plain_numbers_and_rates_are_held_to_their_form() {
+        assert_eq!((parse_digits("080"), parse_rate("1e2")), (Ok(80_u16), Ok(100.0)));
+        for text in ["", "+80", "-0", "0x50", "1_0", "65536"] {
+            assert!(parse_digits::<u16>(text).is_err(), "{text}");
+        }
+        for text in ["", "NaN", "inf", "-infinity", "1e40", "fast"] {
+            assert!(parse_rate(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn lists_are_lines_of_csv() {
+        for (text, expected) in [
+            ("", &[][..]),
+            ("a", &["a"]),
+            ("a,b", &["a", "b"]),
+            ("\"a\",\"b\"", &["a", "b"]),
+            ("\"a,b\",c", &["a,b", "c"]),
+            ("a, b", &["a", " b"]),
+            ("a,", &["a", ""]),
+            ("\"\"", &[""]),
+        ] {
+            assert_eq!(parse_list(text).expect(text), expected, "{text}");
+        }
+        for text in ["\"a", "\"a\"b,c", "a,\"b"] {
+            assert!(parse_list(text).is_err(), "{text}");
         }
     }
 

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use argh::{EarlyExit, FromArgs};
 
-use super::checked::Config;
+use super::checked::{Config, LogFormat};
 use super::flags::{BESIDE_CONFIG, Flags, WITHOUT_EFFECT};
 use super::gates::Gates;
+use super::places::Places;
 use super::raw::RawConfig;
 use super::read::Document;
 use super::{arguments, check, defaults, flagz, logging, overrides, read, write};
@@ -23,6 +24,17 @@ pub struct Options {
     pub flags: Flags,
     /// Names of the flags that were given, without dashes, in order.
     pub given: Vec<String>,
+}
+
+/// A configuration of which so much is known to be right as logging takes.
+pub struct Settled {
+    flags: Flags,
+    raw: RawConfig,
+    gates: Gates,
+    file: Option<PathBuf>,
+    places: Option<Places>,
+    warnings: Vec<String>,
+    notes: Vec<String>,
 }
 
 /// A configuration that can be acted upon.
@@ -66,7 +78,16 @@ impl Options {
     /// # Errors
     /// One line in upstream's words that names what is wrong and where.
     pub fn load(&self) -> Result<Loaded, String> {
-        self.load_with_default(Path::new(DEFAULT_FILE))
+        self.settle()?.check()
+    }
+
+    /// Reads the configuration file, if there is one, and checks what the log needs: whoever logs may begin before the
+    /// rest is checked.
+    ///
+    /// # Errors
+    /// The same as for [`Options::load`].
+    pub fn settle(&self) -> Result<Settled, String> {
+        self.settle_with_default(Path::new(DEFAULT_FILE))
     }
 
     /// The file counts only when asked for, or when no flag says what a file would say.
@@ -79,7 +100,7 @@ impl Options {
         }
     }
 
-    pub(super) fn load_with_default(&self, default: &Path) -> Result<Loaded, String> {
+    pub(super) fn settle_with_default(&self, default: &Path) -> Result<Settled, String> {
         let failed = |e: String| format!("failed complete: {e}");
         let file = self.file(default);
         let (mut raw, places, mut warnings) = match &file {
@@ -94,25 +115,17 @@ impl Options {
                 (overrides::from_flags(&self.flags), None, Vec::new())
             }
         };
-        let places = places.as_ref();
         let mut notes: Vec<String> = defaults::settle(&mut raw).into_iter().collect();
         let (gates, gate_notes) =
-            Gates::new(&raw.feature_gates).map_err(|refused| failed(refused.describe(places, &raw.mode)))?;
+            Gates::new(&raw.feature_gates).map_err(|refused| failed(refused.describe(places.as_ref(), &raw.mode)))?;
         warnings.extend(gate_notes);
         warnings.extend(self.deprecated());
         warnings.extend(self.without_effect());
         notes.extend(self.overruled(file.as_deref()));
-        let logging_places = places.filter(|_| !self.logging_by_flag());
+        let logging_places = places.as_ref().filter(|_| !self.logging_by_flag());
         logging::check(&raw.logging, &gates)
             .map_err(|refused| format!("initialize logging: {}", refused.describe(logging_places, &raw.mode)))?;
-        let config = check::check(&raw, gates)
-            .map_err(|refused| format!("failed validate: {}", refused.describe(places, &raw.mode)))?;
-        let effective = write::effective(&raw, config.mode);
-        let flags = match file {
-            Some(_) => flagz::list(&self.flags, &overrides::from_flags(&self.flags)),
-            None => flagz::list(&self.flags, &effective),
-        };
-        Ok(Loaded { config, effective, file, flags, warnings, notes })
+        Ok(Settled { flags: self.flags.clone(), raw, gates, file, places, warnings, notes })
     }
 
     /// What a flag said has no place in the file.
@@ -143,6 +156,31 @@ impl Options {
         let overruled = |name: &&str| !BESIDE_CONFIG.contains(name) && !WITHOUT_EFFECT.contains(name);
         let what = format!("flags that yield to {}", file?.display());
         named(&what, self.given.iter().map(String::as_str).filter(overruled))
+    }
+}
+
+// === impl Settled ===
+
+impl Settled {
+    /// Form and verbosity of the log.
+    pub fn log(&self) -> (LogFormat, u32) {
+        (check::log_format(&self.raw.logging), self.raw.logging.verbosity)
+    }
+
+    /// Checks everything but what is checked already.
+    ///
+    /// # Errors
+    /// One line in upstream's words that names what is wrong and where.
+    pub fn check(self) -> Result<Loaded, String> {
+        let Self { flags, raw, gates, file, places, warnings, notes } = self;
+        let config = check::check(&raw, gates)
+            .map_err(|refused| format!("failed validate: {}", refused.describe(places.as_ref(), &raw.mode)))?;
+        let effective = write::effective(&raw, config.mode);
+        let flags = match file {
+            Some(_) => flagz::list(&flags, &overrides::from_flags(&flags)),
+            None => flagz::list(&flags, &effective),
+        };
+        Ok(Loaded { config, effective, file, flags, warnings, notes })
     }
 }
 

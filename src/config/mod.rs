@@ -28,5 +28,5 @@ mod write;
 pub use checked::{Config, Conntrack, DetectLocal, Ipvs, LogFormat, Mode, NodePortAddresses};
 pub use duration::GoDuration;
 pub use gates::{Gate, Gates, Stage};
-pub use load::{DEFAULT_FILE, Loaded, Options};
+pub use load::{DEFAULT_FILE, Loaded, Options, Settled};
 pub use write::{to_configz, to_yaml};

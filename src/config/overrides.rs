@@ -122,7 +122,6 @@ fn on_port(address: &str, port: i32) -> String {
 }
 
 /// A list flag may be repeated, and each time hold several values.
-fn list(flags: &[String]) -> Option<Vec<String>> {
-    let values = flags.iter().filter(|text| !text.is_empty()).flat_map(|text| text.split(',').map(str::to_owned));
-    (!flags.is_empty()).then(|| values.collect())
+fn list(flags: &[Vec<String>]) -> Option<Vec<String>> {
+    (!flags.is_empty()).then(|| flags.concat())
 }

@@ -96,6 +96,7 @@ pub struct LoggingOptions {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct LogStream {
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub split_stream: bool,
     pub info_buffer_size: Quantity,
 }
@@ -179,9 +180,11 @@ pub struct Conntrack {
 impl RawConfig {
     /// Every field that the file may have, at some value: what is not in it is an unknown key.
     pub fn sample() -> Self {
+        let stream = || LogStream { split_stream: true, ..LogStream::default() };
+        let options = LoggingOptions { text: stream(), json: stream() };
         Self {
             feature_gates: BTreeMap::from([(String::new(), true)]),
-            logging: Logging { vmodule: vec![VmoduleItem::default()], ..Logging::default() },
+            logging: Logging { vmodule: vec![VmoduleItem::default()], options, ..Logging::default() },
             windows_run_as_service: true,
             ..Self::default()
         }
@@ -201,10 +204,11 @@ impl FromStr for Quantity {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        const UNITS: [&str; 17] =
-            ["", "n", "u", "m", "k", "K", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
+        const UNITS: [&str; 15] = ["n", "u", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
         let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        match number.parse::<f64>().is_ok() && UNITS.contains(&&text[number.len()..]) {
+        let unit = &text[number.len()..];
+        let has_exponent = number.contains(['e', 'E']);
+        match number.parse::<f64>().is_ok() && (unit.is_empty() || UNITS.contains(&unit) && !has_exponent) {
             true => Ok(Self(text.to_owned())),
             false => Err(format!("invalid quantity {text:?}: write it like 0, 512 or 1Mi")),
         }

@@ -4,7 +4,7 @@
 //! is not a number. Whatever is wrong is reported with its place. Must not judge values: that is the business of
 //! `check`.
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 use serde_path_to_error::{Path, Segment};
 use serde_saphyr::{DefaultMessageFormatter, DuplicateKeyPolicy, MessageFormatter};
@@ -29,19 +29,39 @@ pub struct Document {
 /// Malformed YAML, a value of the wrong type, or an object that is no `KubeProxyConfiguration`: one line that names
 /// file, line, column and field.
 pub fn read(file: &str, text: &str) -> Result<Document, String> {
+    check_json(file, text)?;
     let mut tree: Value = first_document(file, text)?.unwrap_or(Value::Null);
-    drop_nulls(&mut tree);
+    simplify(&mut tree);
     check_kind(file, &tree)?;
     let places = Places::new(file, first_document(file, text)?.unwrap_or_default());
-    let raw = serde_path_to_error::deserialize(&tree).map_err(|e| {
-        let place = places.find(&pointer(e.path())).unwrap_or_else(|| file.to_owned());
-        format!("{place}: {}: {}", e.path(), e.inner())
-    })?;
+    let place = |pointer: &str| places.find(pointer).unwrap_or_else(|| file.to_owned());
+    let known = serde_json::to_value(RawConfig::sample()).unwrap_or_default();
+    if let Some(pointer) = misplaced_list(&tree, &known) {
+        let path = pointer.trim_start_matches('/').replace('/', ".");
+        return Err(format!("{}: {path}: invalid type: sequence, expected a map", place(&pointer)));
+    }
+    let raw = serde_path_to_error::deserialize(&tree)
+        .map_err(|e| format!("{}: {}: {}", place(&pointer(e.path())), e.path(), e.inner()))?;
     Ok(Document { raw, warnings: places.odd_keys(), places })
 }
 
+/// What begins as JSON must be JSON to its end: upstream does not look for another document behind it, nor for YAML in it.
+fn check_json(file: &str, text: &str) -> Result<(), String> {
+    if !text.trim_start().starts_with('{') {
+        return Ok(());
+    }
+    serde_json::from_str::<IgnoredAny>(text).map(drop).map_err(|e| {
+        let message = e.to_string();
+        let message = message.split(" at line ").next().unwrap_or_default();
+        format!("{file}:{}:{}: {message}", e.line(), e.column())
+    })
+}
+
 fn first_document<T: DeserializeOwned>(file: &str, text: &str) -> Result<Option<T>, String> {
-    let options = serde_saphyr::options! { duplicate_keys: DuplicateKeyPolicy::LastWins, with_snippet: false };
+    // Upstream reads YAML 1.1, in which 010 is eight.
+    let options = serde_saphyr::options! {
+        duplicate_keys: DuplicateKeyPolicy::LastWins, with_snippet: false, legacy_octal_numbers: true
+    };
     let mut bytes = text.as_bytes();
     let mut documents = serde_saphyr::read_with_options(&mut bytes, options);
     documents.next().transpose().map_err(|e| {
@@ -59,15 +79,38 @@ fn pointer(path: &Path) -> String {
     })
 }
 
-/// A `null` says the same as leaving the key out.
-fn drop_nulls(tree: &mut Value) {
+/// Leaves of a tree what upstream sees: a `null` says the same as leaving the key out, and `1e2` the same as `100`.
+fn simplify(tree: &mut Value) {
     match tree {
         Value::Object(map) => {
-            map.retain(|_, value| !value.is_null());
-            map.values_mut().for_each(drop_nulls);
+            // For a duration upstream takes a null for an empty text, which is none.
+            let is_duration = |key: &str| key.ends_with("Period") || key.ends_with("Timeout");
+            map.retain(|key, value| !value.is_null() || is_duration(key));
+            map.values_mut().for_each(simplify);
         }
-        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        Value::Array(items) => items.iter_mut().for_each(simplify),
+        Value::Number(number) => {
+            const EXACT: f64 = 9_007_199_254_740_992.0;
+            let whole = |float: &f64| float.fract() == 0.0 && float.abs() < EXACT;
+            if let Some(float) = number.as_f64().filter(|float| number.is_f64() && whole(float)) {
+                *number = (float as i64).into();
+            }
+        }
         _ => {}
+    }
+}
+
+/// Where a list stands in place of an object, as a JSON pointer: `serde` would take its elements for the fields.
+fn misplaced_list(tree: &Value, known: &Value) -> Option<String> {
+    match (tree, known) {
+        (Value::Array(_), Value::Object(_)) => Some(String::new()),
+        (Value::Object(fields), Value::Object(known)) => {
+            fields.iter().find_map(|(name, value)| Some(format!("/{name}{}", misplaced_list(value, known.get(name)?)?)))
+        }
+        (Value::Array(items), Value::Array(known)) => {
+            items.iter().find_map(|item| Some(format!("/0{}", misplaced_list(item, known.first()?)?)))
+        }
+        _ => None,
     }
 }
 
@@ -115,6 +158,18 @@ mod tests {
                 "logging:\n  options:\n    json:\n      infoBufferSize: 1Xi\n",
                 "f:6:7: logging.options.json.infoBufferSize: invalid quantity",
             ),
+            (
+                "logging:\n  options:\n    json:\n      infoBufferSize: 1K\n",
+                "f:6:7: logging.options.json.infoBufferSize: invalid quantity",
+            ),
+            ("oomScoreAdj: 1e-1\n", "f:3:1: oomScoreAdj: invalid type: floating point `0.1`, expected i32"),
+            ("oomScoreAdj: 1e20\n", "f:3:1: oomScoreAdj: invalid type: floating point `1e+20`"),
+            ("oomScoreAdj: '010'\n", "f:3:1: oomScoreAdj: invalid type: string \"010\", expected i32"),
+            ("mode: 010\n", "f:3:1: mode: invalid type: integer `8`, expected a string"),
+            ("iptables: []\n", "f:3:1: iptables: invalid type: sequence, expected a map"),
+            ("featureGates: []\n", "f:3:1: featureGates: invalid type: sequence, expected a map"),
+            ("logging:\n  options: []\n", "f:4:3: logging.options: invalid type: sequence, expected a map"),
+            ("logging:\n  vmodule: [[a, 1]]\n", "f:4:3: logging.vmodule.0: invalid type: sequence, expected a map"),
             ("mode: [\n", "f:3:"),
             ("a:\tb\n\tc: d\n", "f:"),
         ] {
@@ -158,6 +213,36 @@ mod tests {
         assert_eq!(body("mode: ipvs\n---\nmode: [\n").unwrap().raw.mode, "ipvs");
         let json = format!("{{\n\t\"apiVersion\": {API_VERSION:?},\n\t\"kind\": {KIND:?},\n\t\"mode\": \"ipvs\"\n}}\n");
         assert_eq!(read("f", &json).unwrap().raw.mode, "ipvs");
+        assert_eq!(read("f", &format!("# JSON in YAML\n---\n{json}---\nx\n")).unwrap().raw.mode, "ipvs");
+        for (behind, expected) in [
+            ("garbage", "f:6:1: trailing characters"),
+            ("{}", "f:6:1: trailing characters"),
+            ("---\n{}", "f:6:1: trailing characters"),
+            ("# comment", "f:6:1: trailing characters"),
+        ] {
+            assert_eq!(read("f", &format!("{json}{behind}\n")).expect_err(behind), expected, "{behind}");
+        }
+        assert_eq!(read("f", "{mode: ipvs}").unwrap_err(), "f:1:2: key must be a string");
+    }
+
+    #[test]
+    fn numbers_are_those_of_yaml_1_1() {
+        for (text, expected) in [
+            ("1e2", 100),
+            ("100.0", 100),
+            ("-0.0", 0),
+            ("010", 8),
+            ("-010", -8),
+            ("08", 8),
+            ("0o10", 8),
+            ("0x10", 16),
+            ("0b11", 3),
+            ("1_0", 10),
+            ("+5", 5),
+        ] {
+            let raw = body(&format!("oomScoreAdj: {text}\nclientConnection: {{qps: {text}}}\n")).expect(text).raw;
+            assert_eq!((raw.oom_score_adj, raw.client_connection.qps), (Some(expected), expected as f32), "{text}");
+        }
     }
 
     #[test]
@@ -177,8 +262,28 @@ mod tests {
 
     #[test]
     fn null_is_the_same_as_absent() {
-        let nulls = body("mode: null\niptables: ~\nipvs:\n  excludeCIDRs:\n  syncPeriod: null\noomScoreAdj: null\n");
+        let nulls = body(
+            "mode: null\niptables: ~\nipvs:\n  excludeCIDRs:\noomScoreAdj: null\nlogging: {flushFrequency: null}\n\
+                          conntrack: {tcpEstablishedTimeout: null, tcpCloseWaitTimeout: null, tcpBeLiberal: ~}\n",
+        );
         assert_eq!(nulls.unwrap().raw, body("").unwrap().raw);
+    }
+
+    #[test]
+    fn a_duration_is_not_null() {
+        let sample = serde_json::to_value(RawConfig::sample()).unwrap();
+        let blocks = sample.as_object().unwrap().iter().filter(|(name, _)| *name != "logging");
+        let mut durations = 0;
+        for (block, value) in blocks {
+            let fields = value.as_object().into_iter().flatten();
+            let inner = fields.map(|(name, value)| (format!("{block}: {{{name}: null}}\n"), value));
+            for (text, _) in inner.chain([(format!("{block}: null\n"), value)]).filter(|(_, value)| *value == "0s") {
+                let error = body(&text).expect_err(&text);
+                assert!(error.contains("invalid type: null, expected a string"), "{text}: {error}");
+                durations += 1;
+            }
+        }
+        assert_eq!(durations, 12, "all but those that may be null");
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub fn effective(raw: &RawConfig, mode: Mode) -> RawConfig {
     shown.nftables.masquerade_all = all && mode == Mode::Nftables;
     shown.iptables.masquerade_all = all && mode != Mode::Nftables;
     shown.cluster_cidr.get_or_insert_default();
+    // Nobody acts upon it, and upstream forgets it.
+    shown.port_range.clear();
     shown
 }
 

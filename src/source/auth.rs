@@ -31,7 +31,8 @@ const SYSTEM_AUTHORITIES: [&str; 4] = [
 /// How to reach the API server, and as whom.
 pub struct Access {
     server: Server,
-    bearer: Option<Secret>,
+    /// The first that can be read counts.
+    bearers: Vec<Secret>,
     trust: Trust,
     identity: Option<(Secret, Secret)>,
     /// Name to check the server's certificate against, when it is not the server's own.
@@ -96,8 +97,12 @@ impl Access {
 
     /// The `Authorization` header for a request made now.
     pub(super) fn authorization(&self) -> Result<Option<HeaderValue>, Error> {
-        let Some(secret) = &self.bearer else { return Ok(None) };
-        let token = secret.read()?;
+        let Some(first) = self.bearers.first() else { return Ok(None) };
+        let readable = self.bearers.iter().find_map(|secret| Some((secret, secret.read().ok()?)));
+        let (secret, token) = match readable {
+            Some(found) => found,
+            None => (first, first.read()?),
+        };
         let mut value = HeaderValue::from_bytes(&[b"Bearer ", token.trim_ascii()].concat())
             .map_err(|_| secret.complaint("holds characters that no token has; write it anew"))?;
         value.set_sensitive(true);
@@ -119,6 +124,15 @@ impl Access {
         let private = tls::key(&key.read()?).map_err(|why| key.complaint(&why))?;
         let config = builder.with_client_auth_cert(chain, private);
         config.map(Arc::new).map_err(|why| certificate.complaint(&format!("does not go with its key: {why}")))
+    }
+
+    /// What TLS needs, as far as it is given.
+    fn certificates(&self) -> impl Iterator<Item = &Secret> {
+        let authorities = match &self.trust {
+            Trust::Authorities(secret) => Some(secret),
+            Trust::System | Trust::Anybody => None,
+        };
+        authorities.into_iter().chain(self.identity.iter().flat_map(|(certificate, key)| [certificate, key]))
     }
 
     /// The name that the server's certificate must bear.
@@ -203,7 +217,7 @@ impl Access {
 
         let access = Self {
             server,
-            bearer: bearer(origin, user),
+            bearers: bearers(origin, user),
             trust,
             identity,
             tls_server_name: cluster.tls_server_name.clone().filter(|name| !name.is_empty()),
@@ -213,18 +227,22 @@ impl Access {
         if access.server.tls {
             access.tls()?;
             tls::server_name(access.certificate_name()).map_err(|why| fail(format!("{field} {address:?}: {why}")))?;
+        } else {
+            // Without TLS they are of no use, but a file that is not there is a mistake all the same.
+            access.certificates().try_for_each(Secret::check_readable)?;
         }
         Ok(access)
     }
 }
 
-/// A token file wins over a token, as it does for everybody else who reads kubeconfigs.
-fn bearer(origin: &str, user: &User) -> Option<Secret> {
-    let file =
-        user.token_file.as_deref().filter(|file| !file.is_empty()).map(|file| ("tokenFile", Value::File(file.into())));
-    let token = user.token.as_deref().filter(|token| !token.is_empty());
-    let (field, value) = file.or_else(|| token.map(|token| ("token", Value::Inline(token.into()))))?;
-    Some(Secret { field: format!("{origin}: {field}"), value })
+/// A token file wins over a token, as it does for everybody else who reads kubeconfigs; the token is for when the file
+/// cannot be read.
+fn bearers(origin: &str, user: &User) -> Vec<Secret> {
+    let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    let secret = |field, value| Secret { field: format!("{origin}: {field}"), value };
+    let file = given(&user.token_file).map(|file| secret("tokenFile", Value::File(file.into())));
+    let token = given(&user.token).map(|token| secret("token", Value::Inline(token.into())));
+    file.into_iter().chain(token).collect()
 }
 
 fn refuse_unsupported(cluster: &Cluster, user: &User) -> Result<(), &'static str> {
@@ -328,6 +346,15 @@ impl Secret {
                 Ok(bytes) => Ok(bytes),
                 Err(error) => Err(self.complaint(&format!("cannot be read: {error}"))),
             },
+        }
+    }
+
+    fn check_readable(&self) -> Result<(), Error> {
+        match &self.value {
+            Value::Inline(_) => Ok(()),
+            Value::File(path) => {
+                fs::File::open(path).map(drop).map_err(|error| self.complaint(&format!("cannot be read: {error}")))
+            }
         }
     }
 

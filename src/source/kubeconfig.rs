@@ -4,6 +4,7 @@
 //! and file names are relative to the kubeconfig. What the fields mean is for [`super::auth`]. Must never repeat a
 //! value in an error: it may be a secret.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -44,6 +45,9 @@ pub(super) struct User {
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 struct Kubeconfig {
+    #[serde(rename = "apiVersion")]
+    api_version: Option<String>,
+    kind: Option<String>,
     current_context: Option<String>,
     #[serde(deserialize_with = "null_is_empty")]
     contexts: Vec<NamedContext>,
@@ -91,13 +95,15 @@ pub(super) fn current(path: &Path) -> Result<Option<(Cluster, User)>, String> {
     let cluster = config.clusters.into_iter().find(|cluster| cluster.name == wanted).and_then(|named| named.cluster);
     let mut cluster =
         cluster.ok_or_else(|| format!("cluster {wanted:?} of the current context is not among its clusters"))?;
-    let mut user = match user.filter(|user| !user.is_empty()) {
-        None => User::default(),
-        Some(wanted) => {
-            let user = config.users.into_iter().find(|user| user.name == wanted).and_then(|named| named.user);
-            user.ok_or_else(|| format!("user {wanted:?} of the current context is not among its users"))?
-        }
-    };
+    let wanted = user.unwrap_or_default();
+    let user = config.users.into_iter().find(|user| user.name == wanted).and_then(|named| named.user);
+    if user.is_none() && !wanted.is_empty() {
+        log::warn!(
+            "kubeconfig {}: user {wanted:?} of the current context is not among its users: asking as nobody",
+            path.display()
+        );
+    }
+    let mut user = user.unwrap_or_default();
     let folder = path.parent().unwrap_or(Path::new(""));
     let files =
         [&mut cluster.certificate_authority, &mut user.token_file, &mut user.client_certificate, &mut user.client_key];
@@ -114,13 +120,33 @@ fn parse(text: &str) -> Result<Kubeconfig, String> {
     let first: Option<Result<Value, _>> = serde_saphyr::read_with_options(&mut bytes, options).next();
     let Some(tree) = first else { return Ok(Kubeconfig::default()) };
     let tree = tree.map_err(|error| error.to_string().lines().next().unwrap_or_default().to_owned())?;
-    serde_path_to_error::deserialize(&tree).map_err(|error| {
+    let config: Kubeconfig = serde_path_to_error::deserialize(&tree).map_err(|error| {
         let why = error.inner().to_string();
         match why.split_once(", expected ") {
             Some((_, wanted)) => format!("{} must be {wanted}", error.path()),
             None => format!("{}: {why}", error.path()),
         }
-    })
+    })?;
+    for (field, value, only) in [("apiVersion", &config.api_version, "v1"), ("kind", &config.kind, "Config")] {
+        if value.as_ref().is_some_and(|value| !value.is_empty() && value != only) {
+            return Err(format!("{field} must be {only}"));
+        }
+    }
+    unique("contexts", config.contexts.iter().map(|named| &named.name))?;
+    unique("clusters", config.clusters.iter().map(|named| &named.name))?;
+    unique("users", config.users.iter().map(|named| &named.name))?;
+    Ok(config)
+}
+
+/// Of two that bear the same name nobody can say which is meant.
+fn unique<'a>(list: &str, names: impl Iterator<Item = &'a String>) -> Result<(), String> {
+    let mut seen = BTreeSet::new();
+    for name in names {
+        if !seen.insert(name) {
+            return Err(format!("{list} has the name {name:?} twice: drop one"));
+        }
+    }
+    Ok(())
 }
 
 fn null_is_empty<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
@@ -137,6 +163,11 @@ mod tests {
             ("users:\n- name: u\n  user: {token: 12345}", "users[0].user.token must be a string"),
             ("clusters:\n- {name: c, cluster: {server: [1, 2]}}", "clusters[0].cluster.server must be a string"),
             ("contexts: [{context: {cluster: c}}]", "contexts[0]: missing field `name`"),
+            ("kind: Pod", "kind must be Config"),
+            ("apiVersion: v2", "apiVersion must be v1"),
+            ("contexts: [{name: a}, {name: b}, {name: a}]", "contexts has the name \"a\" twice"),
+            ("clusters: [{name: a}, {name: a}]", "clusters has the name \"a\" twice"),
+            ("users: [{name: a}, {name: a}]", "users has the name \"a\" twice"),
             ("a: b\nusers: [", "line 2"),
         ] {
             let error = parse(text).err().unwrap_or_else(|| panic!("{text} is accepted"));

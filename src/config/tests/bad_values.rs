@@ -211,7 +211,7 @@ fn what_a_flag_said_has_no_place_in_the_file() {
 fn blank_host_names_are_refused() {
     let mut options = options("");
     options.flags.hostname_override = Some("  ".to_owned());
-    let error = options.load_with_default(Path::new("/nonexistent")).unwrap_err();
+    let error = options.settle_with_default(Path::new("/nonexistent")).err().unwrap();
     assert_eq!(error, "failed complete: empty hostname-override is invalid");
     let blank = "hostnameOverride: '  '\n";
     assert_eq!(from_file(blank).unwrap_err(), "failed complete: empty hostname is invalid");
@@ -241,18 +241,28 @@ fn ranges_of_the_wrong_family_are_refused_or_noted() {
         ("clusterCIDR: fd00::/48\nnodePortAddresses: [10.0.0.0/8]\n", false, &[], Err("clusterCIDR has no range")),
         ("clusterCIDR: fd00::/48\nnodePortAddresses: [primary]\n", true, &[], Ok(vec!["clusterCIDR has no IPv4"])),
         ("detectLocalMode: NodeCIDR\n", true, &v6_pods, Err("the Node's podCIDRs")),
-        ("nodePortAddresses: [primary]\n", true, &v6_pods, Ok(vec!["the Node's podCIDRs have no IPv4"])),
-        ("", true, &[], Ok(vec!["nodePortAddresses is unset"])),
-        ("nodePortAddresses: [fd00::/8]\n", true, &[], Ok(vec!["nodePortAddresses has no IPv4"])),
-        ("nodePortAddresses: [10.0.0.0/8]\n", true, &[], Ok(vec!["nodePortAddresses has only IPv4"])),
         (
-            "mode: ipvs\nipvs: {excludeCIDRs: [fd00::/8]}\nnodePortAddresses: [primary]\n",
+            "nodePortAddresses: [primary]\n",
+            true,
+            &v6_pods,
+            Ok(vec!["detectLocalMode is ClusterCIDR, but no", "the Node's podCIDRs have no IPv4"]),
+        ),
+        ("clusterCIDR: 10.0.0.0/8\n", true, &[], Ok(vec!["nodePortAddresses is unset"])),
+        ("detectLocalMode: NodeCIDR\nnodePortAddresses: [fd00::/8]\n", true, &[], Ok(vec!["nodePortAddresses has no"])),
+        (
+            "clusterCIDR: 10.0.0.0/8\nnodePortAddresses: [10.0.0.0/8]\n",
+            true,
+            &[],
+            Ok(vec!["nodePortAddresses has only"]),
+        ),
+        (
+            "mode: ipvs\nclusterCIDR: 10.0.0.0/8\nipvs: {excludeCIDRs: [fd00::/8]}\nnodePortAddresses: [primary]\n",
             false,
             &[],
             Ok(vec!["ipvs.excludeCIDRs has no IPv4"]),
         ),
         (
-            "healthzBindAddress: '[fd00::1]:1'\nmetricsBindAddress: '[::]:2'\nnodePortAddresses: [primary]\n",
+            "clusterCIDR: 10.0.0.0/8\nhealthzBindAddress: '[fd00::1]:1'\nmetricsBindAddress: '[::]:2'\nnodePortAddresses: [primary]\n",
             false,
             &[],
             Ok(vec!["healthzBindAddress [fd00::1]:1 is not IPv4"]),

@@ -42,7 +42,7 @@ fn options(line: &str) -> Options {
 }
 
 fn from_flags(line: &str) -> Result<Loaded, String> {
-    options(line).load_with_default(Path::new("/nonexistent/config.conf"))
+    options(line).settle_with_default(Path::new("/nonexistent/config.conf"))?.check()
 }
 
 fn from_file(text: &str) -> Result<Loaded, String> {

@@ -27,6 +27,7 @@ fn every_flag_reaches_its_field() {
         ("--proxy-mode=ipvs", "/mode", "ipvs"),
         ("", "/mode", "iptables"),
         ("--iptables-masquerade-bit=3", "/iptables/masqueradeBit", "3"),
+        ("--iptables-masquerade-bit=016", "/iptables/masqueradeBit", "14"),
         ("--iptables-localhost-nodeports=false", "/iptables/localhostNodePorts", "false"),
         ("--masquerade-all", "/iptables/masqueradeAll", "true"),
         ("--masquerade-all --proxy-mode=ipvs", "/iptables/masqueradeAll", "true"),
@@ -58,10 +59,16 @@ fn every_flag_reaches_its_field() {
             "/nodePortAddresses",
             r#"["10.0.0.0/8","fd00::/8"]"#,
         ),
+        (
+            "--nodeport-addresses=\"10.0.0.0/8\",\"192.168.0.0/16\"",
+            "/nodePortAddresses",
+            r#"["10.0.0.0/8","192.168.0.0/16"]"#,
+        ),
         ("--nodeport-addresses=", "/nodePortAddresses", "[]"),
         ("", "/nodePortAddresses", "null"),
         ("--proxy-mode=nftables", "/nodePortAddresses", r#"["primary"]"#),
         ("--oom-score-adj=-5", "/oomScoreAdj", "-5"),
+        ("--oom-score-adj=0x10", "/oomScoreAdj", "16"),
         ("--conntrack-max-per-core=0", "/conntrack/maxPerCore", "0"),
         ("--conntrack-min=1", "/conntrack/min", "1"),
         ("--conntrack-tcp-timeout-established=0", "/conntrack/tcpEstablishedTimeout", "0s"),
@@ -138,6 +145,10 @@ fn the_default_file_counts_unless_a_flag_says_what_a_file_would() {
         ("--oom-score-adj=1", Mode::Iptables),
         ("--proxy-mode=ipvs", Mode::Ipvs),
     ] {
-        assert_eq!(options(line).load_with_default(&file.0).expect(line).config.mode, mode, "{line}");
+        assert_eq!(
+            options(line).settle_with_default(&file.0).and_then(Settled::check).expect(line).config.mode,
+            mode,
+            "{line}"
+        );
     }
 }

@@ -26,7 +26,7 @@ fn what_is_written_means_the_same_when_read() {
 
 #[test]
 fn configz_is_the_effective_object_under_the_groups_name() {
-    let loaded = from_file("mode: nftables\nhostnameOverride: a\n").unwrap();
+    let loaded = from_file("mode: nftables\nhostnameOverride: a\nportRange: 1-2\n").unwrap();
     let body: serde_json::Value = serde_json::from_str(&to_configz(&loaded.effective).unwrap()).unwrap();
     let object = &body["kubeproxy.config.k8s.io"];
     assert_eq!(object["kind"], "KubeProxyConfiguration");
@@ -34,6 +34,8 @@ fn configz_is_the_effective_object_under_the_groups_name() {
     assert_eq!(object["nodePortAddresses"], serde_json::json!(["primary"]));
     assert_eq!(object["conntrack"]["tcpEstablishedTimeout"], "24h0m0s");
     assert_eq!(object["ipvs"]["excludeCIDRs"], serde_json::Value::Null);
+    assert_eq!(object["portRange"], "");
+    assert_eq!(object["logging"]["options"]["text"], serde_json::json!({"infoBufferSize": "0"}));
     assert!(object.get("windowsRunAsService").is_none());
 }
 
@@ -69,7 +71,7 @@ fn every_flag_is_listed_once_with_its_value() {
 fn flags_without_effect_are_told_in_one_warning() {
     let loaded = from_flags("--machine-id-file=/m --kube-api-qps=1 --kube-api-content-type=application/json").unwrap();
     assert_eq!(loaded.warnings, ["flags that have no effect here: --machine-id-file, --kube-api-qps"]);
-    let loaded = from_flags("--version=v1.36.9 --kube-api-content-type=application/cbor").unwrap();
+    let loaded = from_flags("--version=v1.36.2-x --kube-api-content-type=application/cbor").unwrap();
     assert_eq!(loaded.warnings, ["flags that have no effect here: --version, --kube-api-content-type"]);
     let loaded = from_flags("--healthz-port=1").unwrap();
     assert_eq!(loaded.warnings, ["Flag --healthz-port has been deprecated, use --healthz-bind-address"]);
