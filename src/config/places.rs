@@ -10,8 +10,6 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_saphyr::Spanned;
 
-use super::raw::RawConfig;
-
 /// The keys of one file.
 #[derive(Clone, Debug)]
 pub struct Places {
@@ -54,9 +52,8 @@ impl Places {
         self.keys.0.iter().rfind(holds).map(|key| self.place(key))
     }
 
-    /// One line for each unknown key (but not for what stands below it) and for each repeated one.
-    pub fn odd_keys(&self) -> Vec<String> {
-        let known = serde_json::to_value(RawConfig::sample()).unwrap_or_default();
+    /// One line for each key that is not in `known` (but not for what stands below it) and for each repeated one.
+    pub fn odd_keys(&self, known: &Value) -> Vec<String> {
         let mut seen = BTreeSet::new();
         let mut odd = Vec::new();
         for key in &self.keys.0 {

@@ -42,7 +42,7 @@ pub fn read(file: &str, text: &str) -> Result<Document, String> {
     }
     let raw = serde_path_to_error::deserialize(&tree)
         .map_err(|e| format!("{}: {}: {}", place(&pointer(e.path())), e.path(), e.inner()))?;
-    Ok(Document { raw, warnings: places.odd_keys(), places })
+    Ok(Document { raw, warnings: places.odd_keys(&known), places })
 }
 
 /// What begins as JSON must be JSON to its end: upstream does not look for another document behind it, nor for YAML in it.
