@@ -162,13 +162,13 @@ impl Proxy {
 
     fn replace(&mut self, store: &Store) -> Result<usize, Error> {
         // What is gone gives up its addresses first.
-        let gone = std::mem::take(&mut self.pending).into_iter().filter(|name| store.service(name).is_none());
-        self.ledger.plan(store, &self.here, gone);
+        self.pending.clear();
+        self.ledger.plan_departed(store, &self.here);
         self.ledger.distrust_flows();
         let (ledger, here) = (&mut self.ledger, &self.here);
         let mut freed = NameSet::default();
         // In the order of names, so that clashes end the same way after every start.
-        let mut names: Vec<&ObjectName> = store.services().collect();
+        let mut names: Vec<&ObjectName> = store.services_of(self.family).collect();
         names.sort_unstable();
         let mut plans = names.into_iter().map(|name| {
             let (plan, more) = ledger.plan_one(store, here, name);

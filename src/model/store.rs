@@ -115,6 +115,12 @@ impl Store {
         self.services.keys()
     }
 
+    /// Names of all Services that have a ClusterIP of a family.
+    pub fn services_of(&self, family: Family) -> impl Iterator<Item = &ObjectName> {
+        let has_one = move |service: &Service| service.cluster_ips.iter().any(|ip| Family::of(ip) == family);
+        self.services.iter().filter(move |(_, kept)| has_one(&kept.object)).map(|(name, _)| name)
+    }
+
     /// A Service.
     pub fn service(&self, name: &ObjectName) -> Option<&Service> {
         self.services.get(name).map(|kept| &kept.object)
