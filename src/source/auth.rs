@@ -95,9 +95,9 @@ impl Access {
         &self.server
     }
 
-    /// The `Authorization` header for a request made now.
+    /// The `Authorization` header for a request made now. Never without TLS: everybody on the way could read it.
     pub(super) fn authorization(&self) -> Result<Option<HeaderValue>, Error> {
-        let Some(first) = self.bearers.first() else { return Ok(None) };
+        let Some(first) = self.bearers.first().filter(|_| self.server.tls) else { return Ok(None) };
         let readable = self.bearers.iter().find_map(|secret| Some((secret, secret.read().ok()?)));
         let (secret, token) = match readable {
             Some(found) => found,

@@ -379,6 +379,15 @@ fn serve(shared: &Shared, connection: TcpStream) -> io::Result<()> {
     Ok(())
 }
 
+/// By token or certificate; without TLS nobody may tell a token, for everybody could read it.
+fn is_authorized(shared: &Shared, state: &State, request: &Request) -> bool {
+    let token = request.headers.get("authorization");
+    match shared.tls {
+        Some(_) => request.certified || token == Some(&format!("Bearer {}", state.token)),
+        None => token.is_none(),
+    }
+}
+
 fn answer(shared: &Shared, (request, body): &mut (Request, Vec<u8>), wire: &mut BufReader<Wire>) -> io::Result<()> {
     let target = request.path.clone();
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
@@ -389,7 +398,7 @@ fn answer(shared: &Shared, (request, body): &mut (Request, Vec<u8>), wire: &mut 
         state.refusals.0 -= 1;
         let (_, code, retry_after) = state.refusals;
         Some((status(code, "Injected", "refused for the test"), retry_after))
-    } else if !request.certified && request.headers.get("authorization") != Some(&format!("Bearer {}", state.token)) {
+    } else if !is_authorized(shared, &state, request) {
         Some((status(401, "Unauthorized", "Unauthorized"), None))
     } else if resource.is_some_and(|(.., kind)| state.forbidden == Some(kind)) {
         Some((status(403, "Forbidden", "forbidden for the test"), None))
