@@ -2,7 +2,8 @@
 //!
 //! One way through: `rules` says one Service as text, `shared` what all have in common, `held` what the kernel has,
 //! `load` writes everything that differs from that, `state` what differs from what was programmed before; `restore` runs
-//! it with the tools that `probe` found, and `watch` looks whether it is still there. Contains no policy.
+//! it with the tools that `probe` found, and `watch` looks whether it is still there. `cleanup` removes what any kube-proxy
+//! left: of the nft variant over netlink (`leftovers`), of the legacy one with its tools. Contains no policy.
 //!
 //! What it costs: the legacy variant reads and replaces a whole table for every change, so its time grows with the
 //! cluster whatever we do; we touch a table only if it changes. The nft variant takes a time that grows with the square
