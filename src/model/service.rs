@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use ipnet::IpNet;
 
-use super::Protocol;
+use super::{Family, Protocol};
 
 /// A Service that is served (contract 4.1): it has a ClusterIP and is neither headless nor an ExternalName.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -45,4 +45,13 @@ pub struct ServicePort {
     pub port: u16,
     /// Port on the node's addresses; 0 when there is none.
     pub node_port: u16,
+}
+
+// === impl Service ===
+
+impl Service {
+    /// Its ClusterIP of a family.
+    pub fn cluster_ip(&self, family: Family) -> Option<IpAddr> {
+        self.cluster_ips.iter().copied().find(|ip| Family::of(ip) == family)
+    }
 }

@@ -117,8 +117,8 @@ impl Store {
 
     /// Names of all Services that have a ClusterIP of a family.
     pub fn services_of(&self, family: Family) -> impl Iterator<Item = &ObjectName> {
-        let has_one = move |service: &Service| service.cluster_ips.iter().any(|ip| Family::of(ip) == family);
-        self.services.iter().filter(move |(_, kept)| has_one(&kept.object)).map(|(name, _)| name)
+        let has_one = move |kept: &Kept<Service>| kept.object.cluster_ip(family).is_some();
+        self.services.iter().filter(move |(_, kept)| has_one(kept)).map(|(name, _)| name)
     }
 
     /// A Service.

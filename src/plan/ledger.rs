@@ -86,10 +86,8 @@ impl Ledger {
 
     /// Plans the Services that have owned addresses and have none of the family any more: those are given up.
     pub fn plan_departed(&mut self, store: &Store, here: &Here) {
-        let is_served = |name: &ObjectName| {
-            let service = store.service(name);
-            service.is_some_and(|service| service.cluster_ips.iter().any(|ip| Family::of(ip) == self.family))
-        };
+        let is_served =
+            |name: &ObjectName| store.service(name).is_some_and(|service| service.cluster_ip(self.family).is_some());
         let departed: Vec<_> = self.tallies.keys().filter(|name| !is_served(name)).cloned().collect();
         self.plan(store, here, departed);
     }

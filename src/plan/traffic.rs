@@ -25,10 +25,7 @@ pub fn plan<'a>(
     family: Family,
     here: &Here,
 ) -> ServicePlan {
-    let of_family = service.and_then(|service| {
-        let cluster_ip = service.cluster_ips.iter().copied().find(|ip| Family::of(ip) == family)?;
-        Some((service, cluster_ip))
-    });
+    let of_family = service.and_then(|service| Some((service, service.cluster_ip(family)?)));
     let Some((service, cluster_ip)) = of_family else { return ServicePlan::none(name) };
     let plan_port = |port: &ServicePort| {
         let all = candidates(slices.clone(), family, &port.name, port.protocol);
