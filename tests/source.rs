@@ -144,8 +144,40 @@ fn requests_bear_the_selectors_and_who_we_are() {
             agent.starts_with("kube-proxy/v") && agent.contains(" (linux/") && agent.contains(") kubernetes/"),
             "{agent}"
         );
-        assert_eq!(request.headers["accept"], "application/json");
+        let many = path.contains("services") || path.contains("endpointslices");
+        let accepted = if many { "application/vnd.kubernetes.protobuf, application/json" } else { "application/json" };
+        assert_eq!(request.headers["accept"], accepted);
     }
+}
+
+#[test]
+fn what_is_read_does_not_depend_on_the_format() {
+    let mut seen = Vec::new();
+    for (streaming, offered, wanted) in
+        [(true, true, true), (true, true, false), (true, false, true), (false, true, true), (false, false, true)]
+    {
+        let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
+        server.streaming(streaming);
+        // In pieces, so that lengths and lines are cut as well.
+        server.dribble(3);
+        if !offered {
+            server.speak_json();
+        }
+        populate(&server);
+        let mut follower = Follower::api(&usual(&server, &folder), Limits { protobuf: wanted, ..limits() });
+        follower.until_listed();
+        server.put(service("d", "10.96.0.4"));
+        server.delete("Service", "default/b");
+        server.put(slice("a", &["10.244.0.9"]));
+        follower.until("all changes", |seen| {
+            seen.has("Service default/d") && !seen.has("Service default/b") && seen.endpoints("default/a-1").len() == 1
+        });
+        seen.push(format!("{:?}", follower.seen.objects));
+        let asked = server.requests().iter().any(|request| request.headers["accept"].contains("protobuf"));
+        assert_eq!(asked, wanted);
+    }
+    seen.dedup();
+    assert_eq!(seen.len(), 1, "{seen:#?}");
 }
 
 #[test]
@@ -344,12 +376,15 @@ fn refusals_are_outlived() {
 
 #[test]
 fn one_bad_object_harms_no_other() {
-    for streaming in [true, false] {
+    for (streaming, protobuf) in [(true, true), (true, false), (false, true), (false, false)] {
         let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
         server.streaming(streaming);
+        if !protobuf {
+            server.speak_json();
+        }
         populate(&server);
         let mut bad = service("bad", "10.96.0.66");
-        bad["spec"]["ports"] = "none".into();
+        bad["spec"]["sessionAffinityConfig"] = json!({"clientIP": {"timeoutSeconds": -1}});
         server.put(bad.clone());
         let mut follower = Follower::api(&usual(&server, &folder), limits());
         follower.until_listed();

@@ -1,7 +1,8 @@
 //! The API server of the benchmarks: TLS, paged lists, streaming lists, watches, and changes at any rate, each stamped
-//! just before it is written.
+//! just before it is written. Watches speak protobuf to who prefers it, lists JSON.
 //!
-//! Must never be what is measured: objects are written straight from the cluster into the connection.
+//! Must never be what is measured: JSON is written straight from the cluster into the connection, and protobuf, which
+//! takes longer to make, is kept.
 
 use std::collections::HashMap;
 use std::io::{self, BufReader, BufWriter, Write};
@@ -15,9 +16,11 @@ use futures_rustls::pki_types::pem::PemObject;
 use futures_rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use futures_rustls::rustls::crypto::ring;
 use futures_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned};
+use serde_json::json;
 
 use crate::certificates::Authority;
 use crate::cluster::{Cluster, node, service_cidr};
+use crate::protobuf::{self, PROTOBUF};
 use crate::wire::{Wire, read_request};
 
 /// What is collected before it is encrypted: several full TLS records.
@@ -38,6 +41,8 @@ struct Shared {
 
 struct State {
     cluster: Cluster,
+    /// What a streaming list in protobuf consists of, but for the bookmark: by resource, each object.
+    frames: HashMap<Resource, Vec<Arc<[u8]>>>,
     /// Those who watch EndpointSlices.
     watchers: Vec<Sender<Change>>,
     /// When each change was written, by its number.
@@ -49,10 +54,11 @@ struct State {
 struct Change {
     mark: u32,
     line: Arc<str>,
+    frame: Arc<[u8]>,
 }
 
 /// What a request is about.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Resource {
     Services,
     Slices,
@@ -75,7 +81,12 @@ impl ApiServer {
             .map_err(io::Error::other)?;
         let listener = TcpListener::bind(("127.0.0.1", 0))?;
         let address = listener.local_addr()?;
-        let state = State { cluster, watchers: Vec::new(), sent: HashMap::new() };
+        let frames = |resource: Resource| {
+            let all = (0..resource.count(&cluster)).map(|index| resource.frame("ADDED", &cluster, index));
+            (resource, all.collect())
+        };
+        let frames = HashMap::from([Resource::Services, Resource::Slices].map(frames));
+        let state = State { cluster, frames, watchers: Vec::new(), sent: HashMap::new() };
         let shared = Arc::new(Shared { tls: Arc::new(tls), state: Mutex::new(state) });
         let server = Self { authority: authority.pem().to_owned(), address, shared: Arc::clone(&shared) };
         thread::spawn(move || {
@@ -97,11 +108,11 @@ impl ApiServer {
     pub fn change(&self, service: usize, mark: u32, how: impl FnOnce(&mut Cluster)) {
         let mut state = self.shared.state();
         how(&mut state.cluster);
-        let mut line = String::with_capacity(4096);
-        line.push_str(r#"{"type":"MODIFIED","object":"#);
-        state.cluster.write_slice(service, &mut line);
-        line.push_str("}\n");
-        let change = Change { mark, line: line.into() };
+        let line = Resource::Slices.line("MODIFIED", &state.cluster, service);
+        let frame = Resource::Slices.frame("MODIFIED", &state.cluster, service);
+        let listed = Resource::Slices.frame("ADDED", &state.cluster, service);
+        state.frames.entry(Resource::Slices).or_default()[service] = listed;
+        let change = Change { mark, line: line.into(), frame };
         state.watchers.retain(|watcher| watcher.send(change.clone()).is_ok());
     }
 
@@ -132,7 +143,9 @@ fn serve(shared: &Shared, connection: TcpStream) -> io::Result<()> {
             continue;
         };
         if query.contains("watch=true") {
-            return watch(shared, resource, query.contains("sendInitialEvents"), wire.get_mut());
+            let accepted = request.headers.get("accept").is_some_and(|accepted| accepted.starts_with(PROTOBUF));
+            let binary = accepted && matches!(resource, Resource::Services | Resource::Slices);
+            return watch(shared, resource, binary, query.contains("sendInitialEvents"), wire.get_mut());
         }
         let page = list(shared, resource, query);
         write!(
@@ -169,9 +182,10 @@ fn list(shared: &Shared, resource: Resource, query: &str) -> String {
 }
 
 /// All objects first, if asked for, then the changes.
-fn watch(shared: &Shared, resource: Resource, initial: bool, wire: &mut Wire) -> io::Result<()> {
+fn watch(shared: &Shared, resource: Resource, binary: bool, initial: bool, wire: &mut Wire) -> io::Result<()> {
     let mut out = BufWriter::with_capacity(BUFFER, wire);
-    out.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")?;
+    let media_type = if binary { PROTOBUF } else { "application/json" };
+    write!(out, "HTTP/1.1 200 OK\r\nContent-Type: {media_type}\r\nTransfer-Encoding: chunked\r\n\r\n")?;
     let (sender, changes) = channel();
     let (version, count) = {
         let mut state = shared.state();
@@ -180,38 +194,44 @@ fn watch(shared: &Shared, resource: Resource, initial: bool, wire: &mut Wire) ->
         }
         (state.cluster.version(), resource.count(&state.cluster))
     };
-    let mut line = String::with_capacity(4096);
     for index in 0..if initial { count } else { 0 } {
-        line.clear();
-        line.push_str(r#"{"type":"ADDED","object":"#);
-        resource.write(&shared.state().cluster, index, &mut line);
-        line.push_str("}\n");
-        chunk(&mut out, &line)?;
+        if binary {
+            let frame = Arc::clone(&shared.state().frames[&resource][index]);
+            chunk(&mut out, &frame)?;
+        } else {
+            let line = resource.line("ADDED", &shared.state().cluster, index);
+            chunk(&mut out, line.as_bytes())?;
+        }
     }
     if initial {
         let (api, kind) = resource.type_meta();
-        let end = format!(
-            r#"{{"type":"BOOKMARK","object":{{"kind":"{kind}","apiVersion":"{api}","metadata":{{"resourceVersion":"{version}","annotations":{{"k8s.io/initial-events-end":"true"}}}}}}}}"#
-        );
-        chunk(&mut out, &format!("{end}\n"))?;
+        let metadata =
+            json!({"resourceVersion": version.to_string(), "annotations": {"k8s.io/initial-events-end": "true"}});
+        let object = json!({"kind": kind, "apiVersion": api, "metadata": metadata});
+        match binary {
+            true => chunk(&mut out, &protobuf::change("BOOKMARK", &object))?,
+            false => chunk(&mut out, format!("{{\"type\":\"BOOKMARK\",\"object\":{object}}}\n").as_bytes())?,
+        }
     }
     out.flush()?;
     // `sender` stays: a watch that nothing comes from must not end.
-    follow(shared, &changes, &mut out)
+    follow(shared, &changes, binary, &mut out)
 }
 
-fn follow(shared: &Shared, changes: &Receiver<Change>, out: &mut impl Write) -> io::Result<()> {
+fn follow(shared: &Shared, changes: &Receiver<Change>, binary: bool, out: &mut impl Write) -> io::Result<()> {
     while let Ok(change) = changes.recv() {
         shared.state().sent.insert(change.mark, Instant::now());
-        chunk(out, &change.line)?;
+        chunk(out, if binary { &change.frame } else { change.line.as_bytes() })?;
         out.flush()?;
     }
     Ok(())
 }
 
-/// One line as one chunk, as API servers send them.
-fn chunk(out: &mut impl Write, line: &str) -> io::Result<()> {
-    write!(out, "{:x}\r\n{line}\r\n", line.len())
+/// One message as one chunk, as API servers send them.
+fn chunk(out: &mut impl Write, message: &[u8]) -> io::Result<()> {
+    write!(out, "{:x}\r\n", message.len())?;
+    out.write_all(message)?;
+    out.write_all(b"\r\n")
 }
 
 // === impl Resource ===
@@ -241,6 +261,25 @@ impl Resource {
             Self::Services | Self::Slices => cluster.services(),
             Self::Nodes | Self::ServiceCidrs => 1,
         }
+    }
+
+    /// A change of an object as a line of JSON.
+    fn line(self, change: &str, cluster: &Cluster, index: usize) -> String {
+        let mut line = String::with_capacity(4096);
+        line.push_str(r#"{"type":""#);
+        line.push_str(change);
+        line.push_str(r#"","object":"#);
+        self.write(cluster, index, &mut line);
+        line.push_str("}\n");
+        line
+    }
+
+    /// The same as protobuf, with its length before it.
+    fn frame(self, change: &str, cluster: &Cluster, index: usize) -> Arc<[u8]> {
+        let mut text = String::new();
+        self.write(cluster, index, &mut text);
+        let object: serde_json::Value = serde_json::from_str(&text).expect("the cluster writes JSON");
+        protobuf::change(change, &object).into()
     }
 
     fn write(self, cluster: &Cluster, index: usize, into: &mut String) {

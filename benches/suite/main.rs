@@ -9,6 +9,9 @@ mod cluster;
 mod kernel;
 mod measure;
 mod plot;
+#[allow(dead_code, reason = "the tests use more of it")]
+#[path = "../../tests/support/protobuf.rs"]
+mod protobuf;
 mod proxy;
 mod replay;
 mod report;

@@ -75,7 +75,8 @@ impl Setup {
                 let master = options.flags.master.as_deref().filter(|master| !master.is_empty());
                 let access = Access::load(config.kubeconfig.as_deref().map(Path::new), master)
                     .map_err(|error| error.to_string())?;
-                let limits = Limits { streaming: config.gates.enabled(Gate::WatchListClient), ..Limits::default() };
+                let streaming = config.gates.enabled(Gate::WatchListClient);
+                let limits = Limits { streaming, protobuf: config.protobuf, ..Limits::default() };
                 let client = Rc::new(Client::new(access, limits, Some(count_requests(Rc::clone(&metrics)))));
                 let is_set = |name: &&str| std::env::var_os(*name).is_some_and(|value| !value.is_empty());
                 if let Some(name) = ["HTTPS_PROXY", "https_proxy"].into_iter().find(is_set) {

@@ -13,7 +13,7 @@ use super::address::split_host_port;
 use super::checked::{Config, Conntrack, DetectLocal, Ipvs, LogFormat, Mode, NodePortAddresses};
 use super::duration::GoDuration;
 use super::gates::Gates;
-use super::raw::{self, RawConfig};
+use super::raw::{self, ClientConnection, PROTOBUF, RawConfig};
 use super::refusals::Refusals;
 use crate::model::{Family, parse_cidr, parse_ip};
 
@@ -69,6 +69,7 @@ pub fn check(raw: &RawConfig, gates: Gates) -> Result<Config, Refusals> {
     let config = Config {
         gates,
         kubeconfig: non_empty(&raw.client_connection.kubeconfig),
+        protobuf: takes_protobuf(&raw.client_connection),
         hostname_override: non_empty(raw.hostname_override.trim()).map(|name| name.to_lowercase()),
         bind_address,
         healthz_bind_address,
@@ -95,6 +96,12 @@ pub fn check(raw: &RawConfig, gates: Gates) -> Result<Config, Refusals> {
 /// The form of the log, which is checked before all else.
 pub fn log_format(raw: &raw::Logging) -> LogFormat {
     if raw.format == "json" { LogFormat::Json } else { LogFormat::Text }
+}
+
+/// Whether the API server may send protobuf: what is accepted is what is sent, unless it is told separately (contract 2.2).
+fn takes_protobuf(connection: &ClientConnection) -> bool {
+    let accepted = &connection.accept_content_types;
+    if accepted.is_empty() { &connection.content_type } else { accepted }.contains(PROTOBUF)
 }
 
 /// Whether everything is masqueraded in this mode: IPVS shares the field of iptables.

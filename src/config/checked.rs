@@ -17,6 +17,8 @@ pub struct Config {
     pub gates: Gates,
     /// Path of the kubeconfig; `None` means the service account of the pod we run in.
     pub kubeconfig: Option<String>,
+    /// The API server may send protobuf, where it has it.
+    pub protobuf: bool,
     /// Name of our Node object where it is not the host name: trimmed, in lower case.
     pub hostname_override: Option<String>,
     /// This node's address and primary family, unless it is unspecified.

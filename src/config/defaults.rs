@@ -5,7 +5,7 @@
 
 use super::address::with_port;
 use super::duration::GoDuration;
-use super::raw::{API_VERSION, KIND, RawConfig};
+use super::raw::{API_VERSION, KIND, PROTOBUF, RawConfig};
 use crate::model::parse_ip;
 
 /// Port of `/healthz` for load balancers.
@@ -33,7 +33,7 @@ pub fn fill(raw: &mut RawConfig) {
     raw.healthz_bind_address = with_port(&raw.healthz_bind_address, HEALTHZ_PORT);
     raw.metrics_bind_address = with_port(&raw.metrics_bind_address, METRICS_PORT);
 
-    put_text(&mut raw.client_connection.content_type, "application/vnd.kubernetes.protobuf");
+    put_text(&mut raw.client_connection.content_type, PROTOBUF);
     put(&mut raw.client_connection.qps, 5.0);
     put(&mut raw.client_connection.burst, 10);
     put_text(&mut raw.logging.format, "text");

@@ -10,7 +10,7 @@ use super::checked::{Config, LogFormat};
 use super::flags::{BESIDE_CONFIG, Flags, WITHOUT_EFFECT};
 use super::gates::Gates;
 use super::places::Places;
-use super::raw::RawConfig;
+use super::raw::{PROTOBUF, RawConfig};
 use super::read::Document;
 use super::{arguments, check, defaults, flagz, logging, overrides, read, write};
 
@@ -145,7 +145,9 @@ impl Options {
 
     fn without_effect(&self) -> Option<String> {
         let idle = |name: &&str| match *name {
-            "kube-api-content-type" => self.flags.kube_api_content_type.as_deref() != Some("application/json"),
+            "kube-api-content-type" => {
+                !matches!(self.flags.kube_api_content_type.as_deref(), Some("application/json" | PROTOBUF))
+            }
             "version" => self.flags.version.as_deref().is_some_and(|version| version.starts_with('v')),
             name => WITHOUT_EFFECT.contains(&name),
         };

@@ -15,6 +15,8 @@ use super::duration::GoDuration;
 pub const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 /// The kind of the one object in the file.
 pub const KIND: &str = "KubeProxyConfiguration";
+/// The content type of objects that are not written in JSON.
+pub const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 
 /// The whole file (contract 2.2).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

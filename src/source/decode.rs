@@ -1,8 +1,11 @@
-//! JSON from the API server, one object at a time, straight into the model's compact types.
+//! What the API server sends, one object at a time, straight into the model's compact types: JSON here,
+//! [protocol buffers](protobuf) beside it.
 //!
-//! Must never keep any of the JSON, and never let one malformed object harm another: it is reported by name and the
+//! Must never keep any of the text, and never let one malformed object harm another: it is reported by name and the
 //! caller goes on.
 
+mod fields;
+mod protobuf;
 mod service;
 mod slice;
 #[cfg(test)]
@@ -15,17 +18,22 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::Node as ApiNode;
 use k8s_openapi::api::networking::v1::ServiceCIDR as ApiServiceCidr;
-use kube::core::{Status, WatchEvent};
+use kube::core::WatchEvent;
+pub use protobuf::refusal;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use words::Words;
 
+use super::format::Format;
+use super::refusal::Refusal;
 use crate::model::{Event, Kind, Node, ObjectName, parse_cidr, parse_ip};
 
 /// Label of a Node that names its zone.
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// Taint of a Node that is about to be removed: it is no longer a good target for load balancers (contract 12.1).
 const REMOVAL_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
+/// Annotation of the bookmark that ends the initial list of a streaming list; its value is `true`.
+const INITIAL_END: &str = "k8s.io/initial-events-end";
 
 /// Reads objects as the node `node_name` sees them.
 pub struct Decoder {
@@ -33,7 +41,7 @@ pub struct Decoder {
     words: Words,
 }
 
-/// One line of a watch.
+/// One message of a watch.
 #[derive(Debug)]
 pub enum Line {
     /// An object that is there, was changed or is gone, and its resource version.
@@ -46,7 +54,7 @@ pub enum Line {
         initial_end: bool,
     },
     /// The server ends the watch, and says why.
-    Failure(Box<Status>),
+    Failure(Refusal),
 }
 
 /// One page of a list.
@@ -101,8 +109,11 @@ impl Decoder {
         Self { node_name: node_name.into(), words: Words::default() }
     }
 
-    /// Reads one line of a watch for objects of this kind.
-    pub fn line(&mut self, kind: Kind, line: &[u8]) -> Result<Line, BadObject> {
+    /// Reads one message of a watch for objects of this kind.
+    pub fn line(&mut self, kind: Kind, format: Format, line: &[u8]) -> Result<Line, BadObject> {
+        if format == Format::Protobuf {
+            return self.protobuf_line(kind, line);
+        }
         let read = match kind {
             Kind::Service => self.typed_line(line, Self::service),
             Kind::EndpointSlice => self.typed_line(line, Self::slice),
@@ -111,13 +122,19 @@ impl Decoder {
         };
         read.map_err(|error| {
             let object = serde_json::from_slice::<RawLine<'_>>(line).ok().and_then(|line| line.object);
-            BadObject::new(object.map_or("", RawValue::get), &error)
+            BadObject::json(object.map_or("", RawValue::get), &error)
         })
     }
 
     /// Reads one page of a list of objects of this kind.
-    pub fn page(&mut self, kind: Kind, body: &[u8]) -> Result<Page, serde_json::Error> {
-        let page: RawPage<'_> = serde_json::from_slice(body)?;
+    ///
+    /// # Errors
+    /// When it is no list: what is wrong with it.
+    pub fn page(&mut self, kind: Kind, format: Format, body: &[u8]) -> Result<Page, String> {
+        if format == Format::Protobuf {
+            return self.protobuf_page(kind, body).map_err(|error| error.to_string());
+        }
+        let page: RawPage<'_> = serde_json::from_slice(body).map_err(|error| error.to_string())?;
         Ok(Page {
             objects: page.items.iter().flatten().map(|item| self.object(kind, item.get())).collect(),
             version: page.metadata.resource_version.unwrap_or_default(),
@@ -125,7 +142,7 @@ impl Decoder {
         })
     }
 
-    /// Reads one object of this kind.
+    /// Reads one object of this kind, written in JSON.
     pub fn object(&mut self, kind: Kind, json: &str) -> Result<Event, BadObject> {
         let read = match kind {
             Kind::Service => serde_json::from_str(json).map(|object| self.service(object, false).0),
@@ -133,7 +150,7 @@ impl Decoder {
             Kind::Node => serde_json::from_str(json).map(|object| self.node(object, false).0),
             Kind::ServiceCidr => serde_json::from_str(json).map(|object| self.service_cidr(object, false).0),
         };
-        read.map_err(|error| BadObject::new(json, &error))
+        read.map_err(|error| BadObject::json(json, &error))
     }
 
     fn typed_line<'a, T: Deserialize<'a>>(
@@ -145,13 +162,13 @@ impl Decoder {
             WatchEvent::Added(object) | WatchEvent::Modified(object) => (object, false),
             WatchEvent::Deleted(object) => (object, true),
             WatchEvent::Bookmark(bookmark) => {
-                let end = bookmark.metadata.annotations.get("k8s.io/initial-events-end");
+                let end = bookmark.metadata.annotations.get(INITIAL_END);
                 return Ok(Line::Bookmark {
                     initial_end: end.is_some_and(|end| end == "true"),
                     version: bookmark.metadata.resource_version,
                 });
             }
-            WatchEvent::Error(status) => return Ok(Line::Failure(status)),
+            WatchEvent::Error(status) => return Ok(Line::Failure((*status).into())),
         };
         let (event, version) = convert(self, object, gone);
         Ok(Line::Object(event, version))
@@ -212,9 +229,11 @@ fn node(object: ApiNode) -> Node {
 // === impl BadObject ===
 
 impl BadObject {
-    fn new(json: &str, error: &serde_json::Error) -> Self {
-        let identity: wire::Identity<'_> = serde_json::from_str(json).unwrap_or_default();
-        let metadata = identity.metadata;
+    fn json(json: &str, error: &serde_json::Error) -> Self {
+        Self::new(&serde_json::from_str(json).unwrap_or_default(), error)
+    }
+
+    fn new(wire::Identity { metadata }: &wire::Identity<'_>, error: &dyn fmt::Display) -> Self {
         let name = match &*metadata.namespace {
             "" => metadata.name.to_string(),
             namespace => format!("{namespace}/{}", &*metadata.name),

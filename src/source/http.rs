@@ -14,6 +14,7 @@ use hyper::{Method, Request, Response};
 
 use super::auth::Access;
 use super::connect::{Connection, within};
+use super::format::Format;
 use super::refusal::{Chain, Error, Refusal};
 use super::requests::Objects;
 use crate::model::Kind;
@@ -28,6 +29,8 @@ const LARGEST_BODY: usize = 256 * 1024 * 1024;
 pub struct Limits {
     /// Lists may come as the beginning of a watch (feature gate WatchListClient).
     pub streaming: bool,
+    /// Objects may come as protobuf, where the server has it (`clientConnection.contentType`).
+    pub protobuf: bool,
     /// For a connection, TLS included, to each address of the server.
     pub connect: Duration,
     /// For the head of an answer, and between two pieces of the body of a plain one.
@@ -75,8 +78,28 @@ pub(super) struct Session<'c> {
     kept: Option<Connection>,
 }
 
+/// What is asked of the server.
+struct Ask<'a> {
+    method: Method,
+    path: &'a str,
+    /// JSON, or nothing.
+    body: Bytes,
+    accept: Format,
+}
+
+/// An answer that is complete.
+pub(super) struct Answer {
+    /// How it is written.
+    pub format: Format,
+    /// What it says.
+    pub body: Vec<u8>,
+    headers: HeaderMap,
+}
+
 /// An answer that keeps coming.
 pub struct Stream {
+    /// How it is written.
+    pub format: Format,
     server: String,
     connection: Connection,
     body: Incoming,
@@ -88,6 +111,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             streaming: true,
+            protobuf: true,
             connect: Duration::from_secs(10),
             answer: Duration::from_secs(30),
             keep_alive: Duration::from_secs(40),
@@ -118,12 +142,12 @@ impl Client {
         self.access.server().to_string()
     }
 
-    /// Reads something small enough to be held in memory at once.
+    /// Reads JSON that is small enough to be held in memory at once.
     ///
     /// # Errors
     /// When there is no answer, or one that is not 2xx.
     pub async fn get(&self, path: &str) -> Result<Vec<u8>, Error> {
-        self.session().get(path).await
+        self.session().get(path, Format::Json).await.map(|answer| answer.body)
     }
 
     /// The server's clock, to the second.
@@ -131,8 +155,8 @@ impl Client {
     /// # Errors
     /// When there is no answer, or one without a date.
     pub async fn server_time(&self) -> Result<SystemTime, Error> {
-        let (headers, _) = self.session().request(Method::GET, "/version", Bytes::new()).await?;
-        let date = headers.get(DATE).and_then(|date| date.to_str().ok());
+        let answer = self.session().get("/version", Format::Json).await?;
+        let date = answer.headers.get(DATE).and_then(|date| date.to_str().ok());
         date.and_then(|date| httpdate::parse_http_date(date).ok())
             .ok_or_else(|| self.unreachable(&"its answer has no date"))
     }
@@ -151,11 +175,12 @@ impl Client {
     ///
     /// # Errors
     /// When there is no answer, or one that is not 2xx.
-    pub(super) async fn stream(&self, path: &str) -> Result<Stream, Error> {
+    pub(super) async fn stream(&self, path: &str, accept: Format) -> Result<Stream, Error> {
         let mut connection = self.connect().await?;
-        let response = self.send(&mut connection, &Method::GET, path, &Bytes::new()).await?;
+        let response = self.send(&mut connection, &Ask::read(path, accept)).await?;
         if response.status().is_success() {
-            return Ok(Stream { server: self.server(), connection, body: response.into_body() });
+            let format = Format::of(response.headers());
+            return Ok(Stream { format, server: self.server(), connection, body: response.into_body() });
         }
         Err(self.refusal(connection, response).await)
     }
@@ -174,18 +199,12 @@ impl Client {
         connection
     }
 
-    async fn send(
-        &self,
-        connection: &mut Connection,
-        method: &Method,
-        path: &str,
-        body: &Bytes,
-    ) -> Result<Response<Incoming>, Error> {
-        let request = self.request(method, path, body)?;
+    async fn send(&self, connection: &mut Connection, ask: &Ask<'_>) -> Result<Response<Incoming>, Error> {
+        let request = self.request(ask)?;
         let began = Instant::now();
         let answer = within(self.limits.answer, connection.send(request)).await;
         let code = answer.as_ref().and_then(|answer| answer.as_ref().ok()).map(|answer| answer.status().as_u16());
-        self.observe(method.as_str(), code, began);
+        self.observe(ask.method.as_str(), code, began);
         match answer {
             Some(Ok(response)) => Ok(response),
             Some(Err(error)) => Err(self.broken(&error)),
@@ -193,20 +212,20 @@ impl Client {
         }
     }
 
-    fn request(&self, method: &Method, path: &str, body: &Bytes) -> Result<Request<Full<Bytes>>, Error> {
+    fn request(&self, ask: &Ask<'_>) -> Result<Request<Full<Bytes>>, Error> {
         let mut builder = Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.access.server().prefix))
+            .method(&ask.method)
+            .uri(format!("{}{}", self.access.server().prefix, ask.path))
             .header(HOST, &self.authority)
             .header(USER_AGENT, &self.user_agent)
-            .header(ACCEPT, "application/json");
-        if !body.is_empty() {
+            .header(ACCEPT, ask.accept.accept());
+        if !ask.body.is_empty() {
             builder = builder.header(CONTENT_TYPE, "application/json");
         }
         if let Some(value) = self.access.authorization().map_err(|error| Error::Unreachable(error.to_string()))? {
             builder = builder.header(AUTHORIZATION, value);
         }
-        builder.body(Full::new(body.clone())).map_err(|error| self.unreachable(&error))
+        builder.body(Full::new(ask.body.clone())).map_err(|error| self.unreachable(&error))
     }
 
     async fn refusal(&self, mut connection: Connection, response: Response<Incoming>) -> Error {
@@ -260,45 +279,49 @@ fn user_agent() -> HeaderValue {
     HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("kube-proxy"))
 }
 
+// === impl Ask ===
+
+impl<'a> Ask<'a> {
+    fn read(path: &'a str, accept: Format) -> Self {
+        Self { method: Method::GET, path, body: Bytes::new(), accept }
+    }
+}
+
 // === impl Session ===
 
 impl Session<'_> {
     /// Reads something small enough to be held in memory at once.
-    pub async fn get(&mut self, path: &str) -> Result<Vec<u8>, Error> {
-        self.request(Method::GET, path, Bytes::new()).await.map(|(_, body)| body)
+    pub async fn get(&mut self, path: &str, accept: Format) -> Result<Answer, Error> {
+        self.answer(&Ask::read(path, accept)).await
     }
 
     /// Creates an object from JSON.
     pub async fn post(&mut self, path: &str, json: Vec<u8>) -> Result<(), Error> {
-        self.request(Method::POST, path, json.into()).await.map(|_| ())
+        let ask = Ask { method: Method::POST, path, body: json.into(), accept: Format::Json };
+        self.answer(&ask).await.map(|_| ())
     }
 
-    async fn request(&mut self, method: Method, path: &str, body: Bytes) -> Result<(HeaderMap, Vec<u8>), Error> {
+    async fn answer(&mut self, ask: &Ask<'_>) -> Result<Answer, Error> {
         let client = self.client;
-        let (mut connection, response) = self.send(&method, path, &body).await?;
+        let (mut connection, response) = self.send(ask).await?;
         if !response.status().is_success() {
             return Err(client.refusal(connection, response).await);
         }
         let (head, mut incoming) = response.into_parts();
-        let bytes = client.read_all(&mut connection, &mut incoming, LARGEST_BODY).await?;
+        let body = client.read_all(&mut connection, &mut incoming, LARGEST_BODY).await?;
         self.kept = connection.reusable(&incoming).then_some(connection);
-        Ok((head.headers, bytes))
+        Ok(Answer { format: Format::of(&head.headers), body, headers: head.headers })
     }
 
     /// Uses the kept connection if it still works: the server may have closed it in the meantime.
-    async fn send(
-        &mut self,
-        method: &Method,
-        path: &str,
-        body: &Bytes,
-    ) -> Result<(Connection, Response<Incoming>), Error> {
+    async fn send(&mut self, ask: &Ask<'_>) -> Result<(Connection, Response<Incoming>), Error> {
         if let Some(mut connection) = self.kept.take()
-            && let Ok(response) = self.client.send(&mut connection, method, path, body).await
+            && let Ok(response) = self.client.send(&mut connection, ask).await
         {
             return Ok((connection, response));
         }
         let mut connection = self.client.connect().await?;
-        let response = self.client.send(&mut connection, method, path, body).await?;
+        let response = self.client.send(&mut connection, ask).await?;
         Ok((connection, response))
     }
 }

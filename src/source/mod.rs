@@ -5,9 +5,10 @@
 mod auth;
 mod connect;
 mod decode;
+mod format;
+mod frames;
 mod http;
 mod kubeconfig;
-mod lines;
 mod manifests;
 mod notice;
 mod refusal;

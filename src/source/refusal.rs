@@ -8,6 +8,9 @@ use hyper::StatusCode;
 use hyper::header::{HeaderMap, RETRY_AFTER};
 use kube::core::Status;
 
+use super::decode;
+use super::format::Format;
+
 /// Why a request failed.
 #[derive(Debug)]
 pub enum Error {
@@ -49,16 +52,16 @@ impl std::error::Error for Error {}
 impl Refusal {
     /// From the head and the body of an answer, which may be a Status or anything at all.
     pub(super) fn new(code: StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
-        let status = serde_json::from_slice::<Status>(body).ok().filter(|status| !status.message.is_empty());
-        let seconds = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-        let mut refusal = match status {
-            Some(status) => Self::from(status),
-            None => Self {
-                code: 0,
-                message: String::from_utf8_lossy(body).lines().next().unwrap_or_default().trim().to_owned(),
-                retry_after: None,
-            },
+        let explained = match Format::of(headers) {
+            Format::Json => serde_json::from_slice::<Status>(body).ok().map(Self::from),
+            Format::Protobuf => decode::refusal(body),
         };
+        let seconds = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        let mut refusal = explained.filter(|refusal| !refusal.message.is_empty()).unwrap_or_else(|| Self {
+            code: 0,
+            message: String::from_utf8_lossy(body).lines().next().unwrap_or_default().trim().to_owned(),
+            retry_after: None,
+        });
         refusal.code = code.as_u16();
         refusal.retry_after = seconds.map(Duration::from_secs).or(refusal.retry_after);
         refusal
@@ -135,6 +138,19 @@ mod tests {
             let refusal = refusal(429, retry_after, body);
             assert_eq!((refusal.code, &*refusal.message), (429, message));
             assert_eq!(refusal.retry_after, expected.map(Duration::from_secs), "{retry_after:?} {body}");
+        }
+    }
+
+    #[test]
+    fn refusals_in_protobuf_are_understood_or_quoted() {
+        let mut headers = HeaderMap::new();
+        headers.insert(hyper::header::CONTENT_TYPE, HeaderValue::from_static("application/vnd.kubernetes.protobuf"));
+        // An envelope (field 2) around a Status with a message (3), details (5) with seconds to wait (5), and a code (6).
+        let busy = b"k8s\0\x12\x0c\x1a\x04busy\x2a\x02\x28\x03\x30\x09";
+        for (body, message, seconds) in [(&busy[..], "busy", Some(3)), (b"bad gateway\n", "bad gateway", None)] {
+            let refusal = Refusal::new(StatusCode::BAD_GATEWAY, &headers, body);
+            assert_eq!((refusal.code, &*refusal.message), (502, message));
+            assert_eq!(refusal.retry_after.map(|after| after.as_secs()), seconds);
         }
     }
 

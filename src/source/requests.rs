@@ -8,6 +8,7 @@ use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::core::params::{ListParams, WatchParams};
 use kube::core::{Request, Resource};
 
+use super::format::Format;
 use crate::model::Kind;
 
 /// The objects of one kind that this node needs (contract 4).
@@ -15,6 +16,7 @@ pub struct Objects {
     request: Request,
     labels: Option<&'static str>,
     fields: Option<String>,
+    format: Format,
 }
 
 // === impl Objects ===
@@ -32,7 +34,17 @@ impl Objects {
             Kind::Node => (Node::url_path(&(), None), None, Some(format!("metadata.name={node_name}"))),
             Kind::ServiceCidr => (ServiceCIDR::url_path(&(), None), None, None),
         };
-        Self { request: Request::new(path), labels, fields }
+        // Of the others there are few, and `k8s-openapi` reads their JSON.
+        let format = match kind {
+            Kind::Service | Kind::EndpointSlice => Format::Protobuf,
+            Kind::Node | Kind::ServiceCidr => Format::Json,
+        };
+        Self { request: Request::new(path), labels, fields, format }
+    }
+
+    /// The best format in which they can be read.
+    pub fn format(&self) -> Format {
+        self.format
     }
 
     /// The list and all that follows, in one answer that lasts so many seconds.

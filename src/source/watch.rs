@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use smol::channel::Sender;
 
 use super::decode::{BadObject, Decoder, Line};
+use super::format::Format;
+use super::frames::Frames;
 use super::http::{Client, Stream};
-use super::lines::Lines;
 use super::refusal::{Error, Refusal};
 use super::requests::Objects;
 use super::trouble::{Backoff, Troubles};
@@ -141,11 +142,16 @@ impl Watch {
             true => self.objects.streaming_list(seconds),
             false => self.objects.watch(&self.version, seconds),
         };
-        let stream = self.client.stream(&path).await?;
+        let stream = self.client.stream(&path, self.accept()).await?;
         Ok((stream, lasts + limits.grace))
     }
 
-    /// Reads lines until the stream ends. Resource versions count only once the initial list is complete: within it
+    /// The format to ask for.
+    fn accept(&self) -> Format {
+        if self.client.limits().protobuf { self.objects.format() } else { Format::Json }
+    }
+
+    /// Reads messages until the stream ends. Resource versions count only once the initial list is complete: within it
     /// they come in no order.
     async fn read(&mut self, mut stream: Stream, lasts: Duration, mut listing: bool) -> Result<(), End> {
         if listing {
@@ -153,13 +159,13 @@ impl Watch {
         } else {
             self.troubles.ends(self.kind);
         }
-        let mut lines = Lines::default();
+        let mut frames = Frames::new(stream.format);
         loop {
             let silence = if listing { self.client.limits().answer } else { lasts };
             let Some(chunk) = stream.chunk(silence).await.map_err(End::Failed)? else { break };
-            lines.feed(chunk).map_err(|_| End::Failed(stream.fail(format_args!("it sent an endless line"))))?;
-            while let Some(line) = lines.next() {
-                let version = match self.decoder.line(self.kind, &line) {
+            frames.feed(chunk).map_err(|_| End::Failed(stream.fail(format_args!("it sent an endless message"))))?;
+            while let Some(line) = frames.next() {
+                let version = match self.decoder.line(self.kind, stream.format, &line) {
                     Ok(Line::Object(event, version)) => {
                         self.tell(event).await?;
                         version
@@ -171,8 +177,8 @@ impl Watch {
                         }
                         version
                     }
-                    Ok(Line::Failure(status)) if status.code == 410 => return Err(End::Expired(status.message)),
-                    Ok(Line::Failure(status)) => return Err(End::Failed(Error::Refused(Refusal::from(*status)))),
+                    Ok(Line::Failure(refusal)) if refusal.code == 410 => return Err(End::Expired(refusal.message)),
+                    Ok(Line::Failure(refusal)) => return Err(End::Failed(Error::Refused(refusal))),
                     Err(bad) => {
                         self.complain(&bad);
                         bad.version
@@ -199,14 +205,14 @@ impl Watch {
         let mut next = String::new();
         loop {
             let path = self.objects.page(self.client.limits().page, &next);
-            let body = session.get(&path).await.map_err(End::Failed)?;
-            let page = self.decoder.page(self.kind, &body).map_err(|error| {
+            let answer = session.get(&path, self.accept()).await.map_err(End::Failed)?;
+            let page = self.decoder.page(self.kind, answer.format, &answer.body).map_err(|error| {
                 let (server, kind) = (self.client.server(), self.kind);
                 End::Failed(Error::Unreachable(format!(
                     "API server {server}: its list of {kind:?} cannot be read: {error}"
                 )))
             })?;
-            drop(body);
+            drop(answer);
             for object in page.objects {
                 match object {
                     Ok(event) => self.tell(event).await?,

@@ -1,5 +1,6 @@
 //! A small Kubernetes API server with real TLS, and with the faults that real ones have. It keeps the promises a watch
-//! relies on: resource versions, bookmarks, streaming lists, pages, 410 once history is forgotten.
+//! relies on: resource versions, bookmarks, streaming lists, pages, 410 once history is forgotten. Services and
+//! EndpointSlices come as protobuf to who prefers it.
 
 mod wire;
 
@@ -18,6 +19,7 @@ use futures_rustls::rustls::{RootCertStore, ServerConfig, ServerConnection, Stre
 use serde_json::{Value, json};
 
 use super::certificates::{Authority, Identity};
+use super::protobuf::{self, PROTOBUF};
 use wire::{Request, Wire, read_request, send};
 
 /// The bearer token that is accepted at first.
@@ -63,6 +65,8 @@ struct State {
     mute: Option<u64>,
     /// The next line of each watch is cut in half, and the connection with it.
     cut: bool,
+    /// Protobuf is offered.
+    protobuf: bool,
     /// Bodies come in pieces of this many bytes.
     piece: usize,
     /// How many requests are to be refused, with which status and which `Retry-After`.
@@ -105,6 +109,7 @@ impl ApiServer {
             generation: 1,
             mute: None,
             cut: false,
+            protobuf: true,
             piece: usize::MAX,
             refusals: (0, 0, None),
             forbidden: None,
@@ -188,6 +193,11 @@ impl ApiServer {
     /// Whether streaming lists are offered.
     pub fn streaming(&self, offered: bool) {
         self.state().streaming = offered;
+    }
+
+    /// From now on there is nothing but JSON.
+    pub fn speak_json(&self) {
+        self.state().protobuf = false;
     }
 
     /// Forgets all history: a watch from an older version is answered with 410.
@@ -408,13 +418,15 @@ fn answer(shared: &Shared, (request, body): &mut (Request, Vec<u8>), wire: &mut 
         None
     };
     let watching = query.get("watch") == Some(&"true");
+    let accepted = request.headers.get("accept").is_some_and(|accepted| accepted.starts_with(PROTOBUF));
+    let binary = state.protobuf && accepted;
     let reply = match (refused, resource) {
         (Some(refused), _) => Some(refused),
         (None, Some(&(_, group, kind))) if watching => {
             request.answer = 200;
             state.requests.push(request.clone());
             drop(state);
-            return watch(shared, &query, group, kind, wire);
+            return watch(shared, &query, binary, group, kind, wire);
         }
         (None, Some(&(_, group, kind))) => Some((list(&mut state, &query, group, kind), None)),
         (None, None) if request.method == "POST" && path.ends_with("/events") => {
@@ -430,15 +442,20 @@ fn answer(shared: &Shared, (request, body): &mut (Request, Vec<u8>), wire: &mut 
     state.requests.push(request.clone());
     let piece = state.piece;
     drop(state);
-    let text = value.to_string();
+    let list_of = resource.map(|(.., kind)| *kind).filter(|_| code == 200);
+    let (media_type, body) = match list_of {
+        _ if !binary => ("application/json", value.to_string().into_bytes()),
+        Some(kind) => (PROTOBUF, protobuf::list(kind, &value)),
+        None => (PROTOBUF, protobuf::object(&value)),
+    };
     let retry = retry_after.map_or(String::new(), |seconds| format!("Retry-After: {seconds}\r\n"));
     let head = format!(
-        "HTTP/1.1 {code} Status\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{retry}\
+        "HTTP/1.1 {code} Status\r\nContent-Type: {media_type}\r\nContent-Length: {}\r\n{retry}\
          Date: Tue, 02 Jan 2024 03:04:05 GMT\r\n\r\n",
-        text.len()
+        body.len()
     );
     wire.get_mut().write_all(head.as_bytes())?;
-    for part in text.as_bytes().chunks(piece) {
+    for part in body.chunks(piece) {
         wire.get_mut().write_all(part)?;
         wire.get_mut().flush()?;
     }
@@ -467,18 +484,25 @@ fn selected<'s>(state: &'s State, query: &BTreeMap<&str, &str>, kind: &'s str) -
 fn watch(
     shared: &Shared,
     query: &BTreeMap<&str, &str>,
+    binary: bool,
     group: &str,
     kind: &str,
     wire: &mut BufReader<Wire>,
 ) -> io::Result<()> {
     let wire = wire.get_mut();
-    wire.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")?;
+    let media_type = if binary { format!("{PROTOBUF};stream=watch") } else { "application/json".into() };
+    write!(wire, "HTTP/1.1 200 OK\r\nContent-Type: {media_type}\r\nTransfer-Encoding: chunked\r\n\r\n")?;
+    let message = |change: &str, object: &Value| match binary {
+        true => protobuf::change(change, object),
+        // The type comes first, as real servers write it.
+        false => format!("{{\"type\":\"{change}\",\"object\":{object}}}\n").into_bytes(),
+    };
     let state = shared.state();
     let (generation, piece) = (state.generation, state.piece);
     let mut position = query["resourceVersion"].parse().unwrap_or(0);
     if query.contains_key("sendInitialEvents") && state.streaming_fails {
         drop(state);
-        send(wire, "ERROR", &status(500, "InternalError", "a storage feature is disabled"), piece)?;
+        send(wire, &message("ERROR", &status(500, "InternalError", "a storage feature is disabled")), piece)?;
         wire.write_all(b"0\r\n\r\n")?;
         return wire.flush();
     }
@@ -487,9 +511,9 @@ fn watch(
         position = state.version;
         drop(state);
         for object in initial {
-            send(wire, "ADDED", &object, piece)?;
+            send(wire, &message("ADDED", &object), piece)?;
         }
-        send(wire, "BOOKMARK", &bookmark(group, kind, position, true), piece)?;
+        send(wire, &message("BOOKMARK", &bookmark(group, kind, position, true)), piece)?;
     } else {
         drop(state);
     }
@@ -512,7 +536,7 @@ fn watch(
         }
         if position < state.forgotten {
             drop(state);
-            send(wire, "ERROR", &status(410, "Expired", "too old resource version"), piece)?;
+            send(wire, &message("ERROR", &status(410, "Expired", "too old resource version")), piece)?;
             wire.write_all(b"0\r\n\r\n")?;
             return wire.flush();
         }
@@ -522,12 +546,13 @@ fn watch(
         drop(state);
         for (_, _, change, object) in news {
             if cut {
-                let line = json!({"type": change, "object": object}).to_string();
-                write!(wire, "{:x}\r\n{}", line.len() + 1, &line[..line.len() / 2])?;
+                let message = message(change, &object);
+                write!(wire, "{:x}\r\n", message.len())?;
+                wire.write_all(&message[..message.len() / 2])?;
                 wire.flush()?;
                 return Err(io::ErrorKind::ConnectionReset.into());
             }
-            send(wire, change, &object, piece)?;
+            send(wire, &message(change, &object), piece)?;
         }
     }
 }

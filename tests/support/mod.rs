@@ -7,4 +7,5 @@ pub mod follower;
 pub mod lab;
 pub mod netns;
 pub mod plans;
+pub mod protobuf;
 pub mod reader;

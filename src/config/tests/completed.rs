@@ -109,6 +109,23 @@ fn values_get_types_that_cannot_be_wrong() {
     assert_eq!(config.node_port_addresses, NodePortAddresses::Primary);
 }
 
+#[test]
+fn protobuf_is_accepted_unless_told_otherwise() {
+    for (connection, expected) in [
+        ("{}", true),
+        ("{contentType: application/json}", false),
+        (
+            "{contentType: application/json, acceptContentTypes: 'application/vnd.kubernetes.protobuf,application/json'}",
+            true,
+        ),
+        ("{acceptContentTypes: application/json}", false),
+        ("{contentType: application/cbor}", false),
+    ] {
+        let loaded = from_file(&format!("clientConnection: {connection}\n")).unwrap();
+        assert_eq!(loaded.config.protobuf, expected, "{connection}");
+    }
+}
+
 /// What kubeadm 1.36 writes: nearly everything at its zero value.
 const KUBEADM: &str = "\
 apiVersion: kubeproxy.config.k8s.io/v1alpha1

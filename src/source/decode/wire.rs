@@ -1,5 +1,6 @@
-//! The parts of Kubernetes objects that are read, as they stand in JSON. Strings are borrowed from the text, and what is
-//! not named here (`managedFields`, `status` of pods, ...) is skipped without being built.
+//! The parts of Kubernetes objects that are read, with their names in JSON (their numbers in protobuf are in
+//! [`super::protobuf`]). Strings are borrowed from the text, and what is not named here (`managedFields`, owners, ...) is
+//! skipped without being built.
 //!
 //! Must never decide anything: a field that is missing or `null` is simply empty here, as it is for the API server.
 
@@ -218,6 +219,12 @@ impl Deref for Text<'_> {
 
     fn deref(&self) -> &str {
         &self.0
+    }
+}
+
+impl<'a> From<&'a str> for Text<'a> {
+    fn from(text: &'a str) -> Self {
+        Self(Cow::Borrowed(text))
     }
 }
 

@@ -5,7 +5,6 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use futures_rustls::rustls::{ServerConnection, StreamOwned};
-use serde_json::Value;
 
 /// A request as it came.
 #[derive(Clone, Debug)]
@@ -49,11 +48,9 @@ pub fn read_request(wire: &mut BufReader<Wire>, peer: SocketAddr) -> io::Result<
     Ok(Some((Request { method, path, headers, certified, peer, answer: 0 }, body)))
 }
 
-/// Sends one line of a watch, in chunks of this size.
-pub fn send(wire: &mut Wire, change: &str, object: &Value, piece: usize) -> io::Result<()> {
-    // The type comes first, as real servers write it.
-    let line = format!("{{\"type\":\"{change}\",\"object\":{object}}}\n");
-    for part in line.as_bytes().chunks(piece) {
+/// Sends one message of a watch, in chunks of this size.
+pub fn send(wire: &mut Wire, message: &[u8], piece: usize) -> io::Result<()> {
+    for part in message.chunks(piece) {
         let mut chunk = format!("{:x}\r\n", part.len()).into_bytes();
         chunk.extend_from_slice(part);
         chunk.extend_from_slice(b"\r\n");
