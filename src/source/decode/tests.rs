@@ -1,5 +1,6 @@
 //! Lines, pages and objects, whole and damaged, in both formats.
 
+#[allow(dead_code, reason = "the integration tests use all of it")]
 #[path = "../../../tests/support/protobuf.rs"]
 mod protobuf;
 
