@@ -7,7 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use kube_proxy::model::{Family, ObjectName, Protocol};
 use kube_proxy::observe::log::{Format, start};
-use kube_proxy::observe::metrics::{Metrics, RestRequest, Sync};
+use kube_proxy::observe::metrics::{Metrics, Sync};
 use kube_proxy::observe::scrape::{Build, Traffic};
 use kube_proxy::observe::systemd::{self, Status};
 use kube_proxy::plan::PortName;
@@ -120,15 +120,8 @@ fn filled() -> Metrics {
     metrics.healthz.with(&["200"]).add(1);
     metrics.livez.with(&["503"]).add(1);
     metrics.rest_retries.with(&["429", "LIST", "[fd00::1]:6443"]).add(1);
-    metrics.requested(&RestRequest {
-        method: "GET",
-        verb: "LIST",
-        host: "[fd00::1]:6443",
-        code: "200",
-        took: Duration::from_millis(30),
-        sent: Some(300),
-        received: Some(2_000_000),
-    });
+    metrics.requested("GET", "[fd00::1]:6443", "200", Duration::from_millis(30));
+    metrics.transferred("GET", "[fd00::1]:6443", 300, 2_000_000);
     let port = PortName { service: ObjectName::new("ns", "a\"b\\c\nd"), port: "p".into(), protocol: Protocol::Tcp };
     metrics.set_traffic(Box::new(move |each| {
         for family in Family::ALL {

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::cell::RefCell;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -9,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use kube_proxy::model::{Event, Kind};
-use kube_proxy::source::{Access, Client, Limits, Manifests, Notice, Regarding, Source};
+use kube_proxy::source::{Access, Client, Exchange, Limits, Manifests, Notice, Outcome, Regarding, Source};
 use serde_json::{Value, json};
 use support::apiserver::{ApiServer, TOKEN};
 use support::certificates::Authority;
@@ -674,7 +675,14 @@ fn run_again(name: &str, port: Option<u16>) {
 fn the_server_is_asked_for_its_time_and_told_of_events() {
     let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
     let access = Access::load(Some(&usual(&server, &folder)), None).unwrap();
-    let client = Client::new(access, limits(), None);
+    let sizes = Rc::new(RefCell::new(Vec::new()));
+    let log = Rc::clone(&sizes);
+    let observer = move |exchange: &Exchange<'_>| {
+        if let Outcome::Read { sent, received } = exchange.outcome {
+            log.borrow_mut().push((exchange.verb.to_owned(), sent > 200, received));
+        }
+    };
+    let client = Client::new(access, limits(), Some(Rc::new(observer)));
     let time = smol::block_on(client.server_time()).unwrap();
     assert_eq!(time.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs(), 1_704_164_645);
 
@@ -695,6 +703,9 @@ fn the_server_is_asked_for_its_time_and_told_of_events() {
     assert_eq!(events[0]["reason"], "Starting");
     let request = server.requests().pop().unwrap();
     assert_eq!((&*request.method, &*request.path), ("POST", "/apis/events.k8s.io/v1/namespaces/default/events"));
+    let version = r#"{"gitVersion":"v1.36.0"}"#.len();
+    let created = r#"{"code":201}"#.len();
+    assert_eq!(*sizes.borrow(), [("GET".into(), false, version), ("POST".into(), true, created)]);
 }
 
 #[test]

@@ -22,12 +22,12 @@ use crate::kernel::nfacct;
 use crate::model::Family;
 use crate::observe::exposition::Counter;
 use crate::observe::health::Health;
-use crate::observe::metrics::{Metrics, RestRequest};
+use crate::observe::metrics::Metrics;
 use crate::observe::pages::Pages;
 use crate::observe::scrape::{Build, Traffic};
 use crate::observe::{http, time};
 use crate::plan::{NodeFacts, NodePortAddresses};
-use crate::source::{Notice, Observer, Regarding};
+use crate::source::{Notice, Observer, Outcome, Regarding};
 
 /// How often to try to listen again.
 const BIND_RETRY: Duration = Duration::from_secs(5);
@@ -176,15 +176,13 @@ pub(super) fn build() -> Build {
 /// Counts requests to the API server.
 pub(super) fn count_requests(metrics: Rc<Metrics>) -> Observer {
     Rc::new(move |exchange| {
-        let code = exchange.code.map_or_else(|| "<error>".to_owned(), |code| code.to_string());
-        metrics.requested(&RestRequest {
-            method: exchange.verb,
-            verb: exchange.verb,
-            host: exchange.host,
-            code: &code,
-            took: exchange.duration,
-            sent: None,
-            received: None,
-        });
+        let (verb, host) = (exchange.verb, exchange.host);
+        match exchange.outcome {
+            Outcome::Answered { code, duration } => {
+                let code = code.map_or_else(|| "<error>".to_owned(), |code| code.to_string());
+                metrics.requested(verb, host, &code, duration);
+            }
+            Outcome::Read { sent, received } => metrics.transferred(verb, host, sent, received),
+        }
     })
 }

@@ -89,25 +89,6 @@ pub struct Metrics {
     last_change: Family<Gauge>,
 }
 
-/// A request to the API server that was answered.
-#[derive(Clone, Copy, Debug)]
-pub struct RestRequest<'a> {
-    /// HTTP method, `GET`.
-    pub method: &'a str,
-    /// What it does, `LIST`, `WATCH` and so on.
-    pub verb: &'a str,
-    /// Host and port of the server.
-    pub host: &'a str,
-    /// Status code, or `<error>` when there was no answer.
-    pub code: &'a str,
-    /// Time until the answer began.
-    pub took: Duration,
-    /// Bytes sent; `None` where nobody counts them.
-    pub sent: Option<u64>,
-    /// Bytes received, for a watch when it ends; `None` where nobody counts them.
-    pub received: Option<u64>,
-}
-
 const fn doubling() -> [f64; 15] {
     // Multiplied by an integer, not doubled: so each bound is the double nearest to its decimal.
     let mut bounds = [0.0; 15];
@@ -343,16 +324,16 @@ impl Metrics {
         self.conntrack_deleted.with(&[family.as_str()]).add(deleted as u64);
     }
 
-    /// A request to the API server ended.
-    pub fn requested(&self, request: &RestRequest<'_>) {
-        let labels = &[request.verb, request.host];
-        self.rest_requests.with(&[request.code, request.method, request.host]).add(1);
-        self.rest_duration.with(labels).observe(request.took.as_secs_f64());
-        // No size is better than a wrong one.
-        for (sizes, size) in [(&self.rest_request_size, request.sent), (&self.rest_response_size, request.received)] {
-            if let Some(size) = size {
-                sizes.with(labels).observe(size as f64);
-            }
+    /// A request to the API server was answered with this status code, or `<error>`, after so much time.
+    pub fn requested(&self, verb: &str, host: &str, code: &str, took: Duration) {
+        self.rest_requests.with(&[code, verb, host]).add(1);
+        self.rest_duration.with(&[verb, host]).observe(took.as_secs_f64());
+    }
+
+    /// A request to the API server and its answer had so many bytes.
+    pub fn transferred(&self, verb: &str, host: &str, sent: usize, received: usize) {
+        for (sizes, size) in [(&self.rest_request_size, sent), (&self.rest_response_size, received)] {
+            sizes.with(&[verb, host]).observe(size as f64);
         }
     }
 

@@ -54,10 +54,27 @@ pub struct Exchange<'a> {
     pub verb: &'a str,
     /// `host:port` of the server.
     pub host: &'a str,
-    /// Status code; `None` when there was no answer.
-    pub code: Option<u16>,
-    /// From the request to the head of the answer.
-    pub duration: Duration,
+    /// How far it got.
+    pub outcome: Outcome,
+}
+
+/// How far a request got.
+#[derive(Clone, Copy, Debug)]
+pub enum Outcome {
+    /// The answer begins, or will not come.
+    Answered {
+        /// Status code; `None` when there was no answer.
+        code: Option<u16>,
+        /// From the request to the head of the answer.
+        duration: Duration,
+    },
+    /// The answer is complete. Watches never are.
+    Read {
+        /// Bytes of the request's body.
+        sent: usize,
+        /// Bytes of the answer's body.
+        received: usize,
+    },
 }
 
 /// Is told of every request.
@@ -194,7 +211,7 @@ impl Client {
         let began = Instant::now();
         let connection = Connection::open(&self.access, &self.limits).await;
         if connection.is_err() {
-            self.observe("GET", None, began);
+            self.observe("GET", Outcome::Answered { code: None, duration: began.elapsed() });
         }
         connection
     }
@@ -204,7 +221,7 @@ impl Client {
         let began = Instant::now();
         let answer = within(self.limits.answer, connection.send(request)).await;
         let code = answer.as_ref().and_then(|answer| answer.as_ref().ok()).map(|answer| answer.status().as_u16());
-        self.observe(ask.method.as_str(), code, began);
+        self.observe(ask.method.as_str(), Outcome::Answered { code, duration: began.elapsed() });
         match answer {
             Some(Ok(response)) => Ok(response),
             Some(Err(error)) => Err(self.broken(&error)),
@@ -252,9 +269,9 @@ impl Client {
         }
     }
 
-    fn observe(&self, verb: &str, code: Option<u16>, began: Instant) {
+    fn observe(&self, verb: &str, outcome: Outcome) {
         if let Some(observer) = &self.observer {
-            observer(&Exchange { verb, host: &self.authority, code, duration: began.elapsed() });
+            observer(&Exchange { verb, host: &self.authority, outcome });
         }
     }
 
@@ -309,6 +326,7 @@ impl Session<'_> {
         }
         let (head, mut incoming) = response.into_parts();
         let body = client.read_all(&mut connection, &mut incoming, LARGEST_BODY).await?;
+        client.observe(ask.method.as_str(), Outcome::Read { sent: ask.body.len(), received: body.len() });
         self.kept = connection.reusable(&incoming).then_some(connection);
         Ok(Answer { format: Format::of(&head.headers), body, headers: head.headers })
     }

@@ -18,7 +18,7 @@ mod trouble;
 mod watch;
 
 pub use auth::{Access, Error as AccessError, Server};
-pub use http::{Client, Exchange, Limits, Observer};
+pub use http::{Client, Exchange, Limits, Observer, Outcome};
 pub use manifests::Manifests;
 pub use notice::{Notice, Regarding};
 pub use refusal::{Error as RequestError, Refusal};

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use kube_proxy::model::{Endpoint, Event, Kind};
-use kube_proxy::source::{Access, Client, Limits, Source};
+use kube_proxy::source::{Access, Client, Exchange, Limits, Outcome, Source};
 use smol::LocalExecutor;
 use smol::channel::{Receiver, bounded};
 
@@ -59,8 +59,10 @@ impl Follower {
         let access = Access::load(Some(kubeconfig), None).unwrap_or_else(|error| panic!("{error}"));
         let exchanges: Rc<RefCell<Exchanges>> = Rc::default();
         let log = Rc::clone(&exchanges);
-        let observer = Rc::new(move |exchange: &kube_proxy::source::Exchange<'_>| {
-            log.borrow_mut().push((exchange.verb.to_owned(), exchange.code));
+        let observer = Rc::new(move |exchange: &Exchange<'_>| {
+            if let Outcome::Answered { code, .. } = exchange.outcome {
+                log.borrow_mut().push((exchange.verb.to_owned(), code));
+            }
         });
         let client = Rc::new(Client::new(access, limits, Some(observer)));
         Self { exchanges, ..Self::new(Source::Api(client)) }
