@@ -41,6 +41,9 @@ const DUMP_INTERRUPTED: u16 = 0x10;
 const ERROR_CAPPED: u16 = 0x100;
 const ERROR_TLVS: u16 = 0x200;
 
+/// Bytes that a buffer has from the beginning.
+const ROOM: usize = 1024;
+
 /// Messages under construction: one after another in one buffer, ready for one `sendmsg`.
 #[derive(Default)]
 pub struct Buffer {
@@ -121,9 +124,9 @@ const fn align(length: usize) -> usize {
 // === impl Buffer ===
 
 impl Buffer {
-    /// An empty buffer.
+    /// An empty buffer, with room for what a change or a question takes.
     pub fn new() -> Self {
-        Self::default()
+        Self { bytes: Vec::with_capacity(ROOM), ..Self::default() }
     }
 
     /// Begins a message; the previous one is thereby complete. `header` is the fixed part after the netlink header.

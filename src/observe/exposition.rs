@@ -3,7 +3,6 @@
 //! For one thread: plain cells, no locks. Must not know what is measured.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::rc::Rc;
 
@@ -39,7 +38,8 @@ pub struct Family<M> {
     help: &'static str,
     labels: &'static [&'static str],
     make: fn() -> M,
-    series: RefCell<BTreeMap<LabelValues, Rc<M>>>,
+    /// In the order of their label values.
+    series: RefCell<Vec<(LabelValues, Rc<M>)>>,
 }
 
 /// In the order of the label names.
@@ -217,8 +217,15 @@ impl<M: Metric> Family<M> {
     /// When there are more or fewer values than names: a slip of the program, not of its input.
     pub fn with(&self, values: &[&str]) -> Rc<M> {
         assert_eq!(values.len(), self.labels.len(), "labels of {}", self.name);
-        let key: LabelValues = values.iter().map(|value| Box::from(*value)).collect();
-        Rc::clone(self.series.borrow_mut().entry(key).or_insert_with(|| Rc::new((self.make)())))
+        let mut series = self.series.borrow_mut();
+        let place =
+            series.binary_search_by(|(known, _)| known.iter().map(|value| &**value).cmp(values.iter().copied()));
+        let place = place.unwrap_or_else(|place| {
+            let values = values.iter().map(|value| Box::from(*value)).collect();
+            series.insert(place, (values, Rc::new((self.make)())));
+            place
+        });
+        Rc::clone(&series[place].1)
     }
 
     /// Writes all series, in the order of their label values; nothing if there are none.
