@@ -104,7 +104,7 @@ fn nice() -> String {
 fn starts(page: &mut String, subjects: &[Subject]) {
     page.push_str(
         "\n## Start\n\nFrom the start of the process until everything is in the kernel. `curl` fetches the same two \
-         lists; the budget is 1.5 times its time and 0.2 s. The floor is the same ruleset, sent once more from prepared \
+         lists, as JSON; a proxy that prefers protobuf gets that. The budget is 1.5 times `curl`'s time and 0.2 s. The floor is the same ruleset, sent once more from prepared \
          bytes: what the kernel itself needs. A full sync is the proxy's plan, its bytes and the kernel's work \
          together.\n\n![start](start.svg)\n\n| Services | proxy | start | CPU | curl | budget | full sync | floor |\n\
          |---|---|---|---|---|---|---|---|\n",
