@@ -114,7 +114,8 @@ fn counts(binary: &Path) -> Result<(f64, f64), String> {
 pub fn counted(job: &Counted, folder: &Path) -> Result<(f64, f64), String> {
     const SERVICES: usize = 100;
     let server = ApiServer::start(Cluster::new(SERVICES, 3)).map_err(|error| error.to_string())?;
-    let config = write_config(folder, &server, "nftables").map_err(|error| error.to_string())?;
+    let config =
+        write_config(folder, &server.url(), &server.authority, "nftables").map_err(|error| error.to_string())?;
     let (log, profile) = (folder.join("log"), folder.join("dhat.json"));
     let wrapper = ["valgrind".to_owned(), "--tool=dhat".to_owned(), format!("--dhat-out-file={}", profile.display())];
     let mut proxy = Proxy::start(&wrapper, &job.binary, &config, &log).map_err(|error| error.to_string())?;

@@ -16,7 +16,8 @@ pub const FIRST_MARK: u32 = u32::from_be_bytes([10, 128, 0, 0]);
 pub const NODE: &str = "bench-node";
 /// The ranges of pods and of ClusterIPs.
 pub const CLUSTER_CIDR: &str = "10.0.0.0/8";
-const FIRST_CLUSTER_IP: u32 = u32::from_be_bytes([172, 16, 0, 1]);
+/// API servers take the very first address for themselves.
+const FIRST_CLUSTER_IP: u32 = u32::from_be_bytes([172, 16, 1, 1]);
 const FIRST_POD: u32 = u32::from_be_bytes([10, 1, 0, 1]);
 
 /// What `managedFields` says, in the length that real objects have it.
@@ -32,6 +33,14 @@ pub struct Cluster {
 // === impl Cluster ===
 
 impl Cluster {
+    /// Number of namespaces.
+    pub const TEAMS: usize = 50;
+
+    /// The namespace of a Service.
+    pub fn team(service: usize) -> String {
+        format!("team-{}", service % Self::TEAMS)
+    }
+
     /// So many Services with so many endpoints each.
     pub fn new(services: usize, endpoints: usize) -> Self {
         let pod = |service: usize, endpoint: usize| Ipv4Addr::from(FIRST_POD + (service * endpoints + endpoint) as u32);
@@ -86,8 +95,8 @@ impl Cluster {
         // Writing to a String cannot fail.
         let _ = write!(
             into,
-            r#","annotations":{{"meta.helm.sh/release-name":"shop-{service}","meta.helm.sh/release-namespace":"team-{team}"}},{MANAGED}}},"spec":{{"ports":[{{"name":"http","protocol":"TCP","appProtocol":"http","port":80,"targetPort":"http"}}],"selector":{{"app.kubernetes.io/instance":"shop-{service}","app.kubernetes.io/name":"frontend"}},"clusterIP":"{ip}","clusterIPs":["{ip}"],"type":"ClusterIP","sessionAffinity":"None","ipFamilies":["IPv4"],"ipFamilyPolicy":"SingleStack","internalTrafficPolicy":"Cluster"}},"status":{{"loadBalancer":{{}}}}}}"#,
-            team = service % 50,
+            r#","annotations":{{"meta.helm.sh/release-name":"shop-{service}","meta.helm.sh/release-namespace":"{team}"}},{MANAGED}}},"spec":{{"ports":[{{"name":"http","protocol":"TCP","appProtocol":"http","port":80,"targetPort":"http"}}],"selector":{{"app.kubernetes.io/instance":"shop-{service}","app.kubernetes.io/name":"frontend"}},"clusterIP":"{ip}","clusterIPs":["{ip}"],"type":"ClusterIP","sessionAffinity":"None","ipFamilies":["IPv4"],"ipFamilyPolicy":"SingleStack","internalTrafficPolicy":"Cluster"}},"status":{{"loadBalancer":{{}}}}}}"#,
+            team = Self::team(service),
         );
     }
 
@@ -104,8 +113,8 @@ impl Cluster {
             let comma = if index > 0 { "," } else { "" };
             let _ = write!(
                 into,
-                r#"{comma}{{"addresses":["{address}"],"conditions":{{"ready":true,"serving":true,"terminating":false}},"targetRef":{{"kind":"Pod","namespace":"team-{team}","name":"shop-{service}-frontend-6d4cf56db6-{index:05}","uid":"5b0a4c1e-2a5f-4a0e-9d80-4c19b1a0be{index:02}"}},"nodeName":"worker-{node}","zone":"zone-{zone}"}}"#,
-                team = service % 50,
+                r#"{comma}{{"addresses":["{address}"],"conditions":{{"ready":true,"serving":true,"terminating":false}},"targetRef":{{"kind":"Pod","namespace":"{team}","name":"shop-{service}-frontend-6d4cf56db6-{index:05}","uid":"5b0a4c1e-2a5f-4a0e-9d80-4c19b1a0be{index:02}"}},"nodeName":"worker-{node}","zone":"zone-{zone}"}}"#,
+                team = Self::team(service),
                 node = (service + index) % 100,
                 zone = index % 3,
             );
@@ -117,8 +126,8 @@ impl Cluster {
     fn open(&self, kind: &str, api: &str, service: usize, suffix: &str, labels: &str, into: &mut String) {
         let _ = write!(
             into,
-            r#"{{"kind":"{kind}","apiVersion":"{api}","metadata":{{"name":"shop-{service}-frontend{suffix}","namespace":"team-{team}","uid":"9c1f2b6e-44c3-4e0b-a6cb-{service:012x}","resourceVersion":"{version}","generation":7,"creationTimestamp":"2026-01-02T03:04:05Z","labels":{{"app.kubernetes.io/component":"web","app.kubernetes.io/instance":"shop-{service}","app.kubernetes.io/managed-by":"Helm","app.kubernetes.io/name":"frontend","app.kubernetes.io/version":"1.27.4","helm.sh/chart":"shop-3.14.1"{labels}}}"#,
-            team = service % 50,
+            r#"{{"kind":"{kind}","apiVersion":"{api}","metadata":{{"name":"shop-{service}-frontend{suffix}","namespace":"{team}","uid":"9c1f2b6e-44c3-4e0b-a6cb-{service:012x}","resourceVersion":"{version}","generation":7,"creationTimestamp":"2026-01-02T03:04:05Z","labels":{{"app.kubernetes.io/component":"web","app.kubernetes.io/instance":"shop-{service}","app.kubernetes.io/managed-by":"Helm","app.kubernetes.io/name":"frontend","app.kubernetes.io/version":"1.27.4","helm.sh/chart":"shop-3.14.1"{labels}}}"#,
+            team = Self::team(service),
             version = self.version,
         );
     }

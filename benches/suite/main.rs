@@ -6,6 +6,7 @@ mod arena;
 mod certificates;
 mod check;
 mod cluster;
+mod control_plane;
 mod kernel;
 mod measure;
 mod plot;
@@ -38,6 +39,8 @@ Usage: cargo bench --bench suite -- [OPTION]...
   --starts N        how often each start is repeated, once if not given
   --day N           also N changes as fast as they go, at the first size of at least 1000; peers are spared
   --traffic N,...   also connections through so many Services
+  --apiserver PATH  also starts against this kube-apiserver, with the etcd that --etcd names
+  --etcd PATH       etcd for it, 3.5 or later
   --write FOLDER    write the report there, and not to stdout
   --check FILE      compare what does not depend on the clock with FILE, and nothing else";
 
@@ -49,6 +52,8 @@ struct Wishes {
     starts: usize,
     day: u32,
     traffic: Vec<usize>,
+    apiserver: Option<PathBuf>,
+    etcd: Option<PathBuf>,
     write: Option<PathBuf>,
     check: Option<PathBuf>,
     iptables: bool,
@@ -125,13 +130,32 @@ fn carry_out(words: Vec<String>) -> Result<(), String> {
             }
         }
     }
+    let real = measure_control_plane(&wishes)?;
     match &wishes.write {
-        Some(folder) => report::write(folder, &subjects, &load).map_err(|e| format!("{}: {e}", folder.display())),
+        Some(folder) => {
+            report::write(folder, &subjects, &real, &load).map_err(|e| format!("{}: {e}", folder.display()))
+        }
         None => {
-            println!("{}", report::page(&subjects, &load));
+            println!("{}", report::page(&subjects, &real, &load));
             Ok(())
         }
     }
+}
+
+/// A real API server, if there is one.
+fn measure_control_plane(wishes: &Wishes) -> Result<Vec<control_plane::Outcome>, String> {
+    let (Some(apiserver), Some(etcd)) = (&wishes.apiserver, &wishes.etcd) else { return Ok(Vec::new()) };
+    let measured = |&services: &usize| {
+        eprintln!("{services} Services in a real API server");
+        let job = control_plane::Job {
+            programs: control_plane::Programs { apiserver: apiserver.clone(), etcd: etcd.clone() },
+            proxies: [&wishes.binary].into_iter().chain(&wishes.peers).cloned().collect(),
+            services,
+            starts: wishes.starts,
+        };
+        send_in("control-plane", &job)
+    };
+    wishes.services.iter().map(measured).collect()
 }
 
 /// iptables mode, everybody beside everybody.
@@ -159,6 +183,7 @@ fn work_inside(words: &[String]) -> Result<(), String> {
     let broken = |error: serde_json::Error| format!("{job}: {error}");
     match kind.as_str() {
         "measure" => tell(&measure::measure(&serde_json::from_str(job).map_err(broken)?, &folder)?),
+        "control-plane" => tell(&control_plane::measure(&serde_json::from_str(job).map_err(broken)?, &folder)?),
         "rules" => tell(&rules::measure(&serde_json::from_str(job).map_err(broken)?, &folder)?),
         "traffic" => tell(&traffic::measure(&serde_json::from_str(job).map_err(broken)?, &folder)?),
         "counted" => tell(&check::counted(&serde_json::from_str(job).map_err(broken)?, &folder)?),
@@ -187,6 +212,8 @@ impl Wishes {
             starts: 1,
             day: 0,
             traffic: Vec::new(),
+            apiserver: None,
+            etcd: None,
             write: None,
             check: None,
             iptables: false,
@@ -207,6 +234,8 @@ impl Wishes {
                 "--starts" => wishes.starts = number(value)?.max(1),
                 "--day" => wishes.day = number(value)? as u32,
                 "--traffic" => wishes.traffic = numbers()?,
+                "--apiserver" => wishes.apiserver = Some(value.into()),
+                "--etcd" => wishes.etcd = Some(value.into()),
                 "--write" => wishes.write = Some(value.into()),
                 "--check" => wishes.check = Some(value.into()),
                 _ => return Err(format!("{name} is not known\n{HELP}")),

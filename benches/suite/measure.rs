@@ -131,7 +131,8 @@ pub struct Day {
 pub fn measure(job: &Job, folder: &Path) -> Result<Outcome, String> {
     let server = ApiServer::start(Cluster::new(job.services, job.endpoints))
         .map_err(|error| format!("the API server does not start: {error}"))?;
-    let config = write_config(folder, &server, "nftables").map_err(|error| format!("{}: {error}", folder.display()))?;
+    let config = write_config(folder, &server.url(), &server.authority, "nftables")
+        .map_err(|error| format!("{}: {error}", folder.display()))?;
     let log = folder.join("log");
     let explain = |error: String| {
         let text = std::fs::read_to_string(&log).unwrap_or_default();
@@ -140,7 +141,7 @@ pub fn measure(job: &Job, folder: &Path) -> Result<Outcome, String> {
     };
     let mut outcome = Outcome::default();
     for _ in 0..job.starts {
-        let (seconds, bytes) = curl(folder, &server)?;
+        let (seconds, bytes) = curl(folder, &server.url())?;
         outcome.curl.push(seconds);
         outcome.list_bytes = bytes;
     }
@@ -338,12 +339,15 @@ pub fn full_sync() -> Option<f64> {
 }
 
 /// Seconds that `curl` needs to fetch both lists over one connection, and their bytes.
-fn curl(folder: &Path, server: &ApiServer) -> Result<(f64, usize), String> {
-    let (url, authority) = (server.url(), folder.join("ca.pem"));
+///
+/// # Errors
+/// When `curl` is not there, or fails.
+pub fn curl(folder: &Path, url: &str) -> Result<(f64, usize), String> {
+    let authority = folder.join("ca.pem");
     let urls = ["/api/v1/services", "/apis/discovery.k8s.io/v1/endpointslices"].map(|path| format!("{url}{path}"));
     let began = Instant::now();
     let output = Command::new("curl")
-        .args(["-sS", "--fail", "-w", "%{stderr}%{size_download}\n", "--cacert"])
+        .args(["-sS", "--fail", "-w", "%{stderr}%{size_download}\n", "-H", "Authorization: Bearer bench", "--cacert"])
         .arg(authority)
         .args(urls)
         .stdout(Stdio::null())

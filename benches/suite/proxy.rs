@@ -5,7 +5,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use crate::apiserver::ApiServer;
 use crate::cluster::{CLUSTER_CIDR, NODE};
 
 /// A running proxy; ends when it is dropped.
@@ -28,22 +27,22 @@ pub struct Cost {
     pub cpu: u64,
 }
 
-/// Writes kubeconfig and configuration for a mode into a folder; the path of the latter.
+/// Writes kubeconfig and configuration for a mode into a folder; the path of the latter. `authority` signed the
+/// certificate of the server at `url`.
 ///
 /// # Errors
 /// When they cannot be written.
-pub fn write_config(folder: &Path, server: &ApiServer, mode: &str) -> io::Result<PathBuf> {
-    let (authority, kubeconfig) = (folder.join("ca.pem"), folder.join("kubeconfig"));
-    fs::write(&authority, &server.authority)?;
+pub fn write_config(folder: &Path, url: &str, authority: &str, mode: &str) -> io::Result<PathBuf> {
+    let (signer, kubeconfig) = (folder.join("ca.pem"), folder.join("kubeconfig"));
+    fs::write(&signer, authority)?;
     fs::write(
         &kubeconfig,
         format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: bench\n\
-             clusters: [{{name: bench, cluster: {{server: '{}', certificate-authority: '{}'}}}}]\n\
+             clusters: [{{name: bench, cluster: {{server: '{url}', certificate-authority: '{}'}}}}]\n\
              users: [{{name: bench, user: {{token: bench}}}}]\n\
              contexts: [{{name: bench, context: {{cluster: bench, user: bench}}}}]\n",
-            server.url(),
-            authority.display()
+            signer.display()
         ),
     )?;
     let config = folder.join("config.conf");

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::control_plane;
 use crate::measure::{Changes, Outcome};
 use crate::plot::{Series, draw};
 use crate::traffic;
@@ -33,10 +34,14 @@ pub fn median(values: &[f64]) -> f64 {
 }
 
 /// The page.
-pub fn page(subjects: &[Subject], load: &[f64]) -> String {
+pub fn page(subjects: &[Subject], real: &[control_plane::Outcome], load: &[f64]) -> String {
     let mut page = String::from("# Benchmarks\n\nWritten by `benches/run`; run it to write it anew.\n\n");
     conditions(&mut page, subjects, load);
     starts(&mut page, subjects);
+    if !real.is_empty() {
+        let names: Vec<&str> = subjects.iter().map(|subject| &*subject.name).collect();
+        page.push_str(&control_plane::page(&names, real));
+    }
     changes(&mut page, subjects);
     memory(&mut page, subjects);
     days(&mut page, subjects);
@@ -271,9 +276,14 @@ fn seconds(values: &[f64]) -> String {
 ///
 /// # Errors
 /// When the folder cannot be written to.
-pub fn write(folder: &Path, subjects: &[Subject], load: &[f64]) -> std::io::Result<()> {
+pub fn write(
+    folder: &Path,
+    subjects: &[Subject],
+    real: &[control_plane::Outcome],
+    load: &[f64],
+) -> std::io::Result<()> {
     fs::create_dir_all(folder)?;
-    fs::write(folder.join("README.md"), page(subjects, load))?;
+    fs::write(folder.join("README.md"), page(subjects, real, load))?;
     plots(subjects).into_iter().try_for_each(|(name, svg)| fs::write(folder.join(name), svg))
 }
 

@@ -75,7 +75,8 @@ pub fn measure(job: &Job, folder: &Path) -> Result<Outcome, String> {
     let path = put_first(&job.variant)?;
     let server = ApiServer::start(Cluster::new(job.services, 3))
         .map_err(|error| format!("the API server does not start: {error}"))?;
-    let config = write_config(folder, &server, "iptables").map_err(|e| format!("{}: {e}", folder.display()))?;
+    let config = write_config(folder, &server.url(), &server.authority, "iptables")
+        .map_err(|e| format!("{}: {e}", folder.display()))?;
     let log = folder.join("log");
     let explain = |error: io::Error| {
         let text = std::fs::read_to_string(&log).unwrap_or_default();

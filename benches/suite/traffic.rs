@@ -52,7 +52,8 @@ pub struct Outcome {
 pub fn measure(job: &Job, folder: &Path) -> Result<Outcome, String> {
     build()?;
     let server = ApiServer::start(Cluster::new(job.services, 3)).map_err(|error| error.to_string())?;
-    let config = write_config(folder, &server, "nftables").map_err(|error| error.to_string())?;
+    let config =
+        write_config(folder, &server.url(), &server.authority, "nftables").map_err(|error| error.to_string())?;
     let mut proxy = Proxy::start(&[], &job.binary, &config, &folder.join("log")).map_err(|error| error.to_string())?;
     await_ruleset(&mut proxy, job.services).map_err(|error| format!("{}: {error}", job.binary.display()))?;
     thread::spawn(answer);
