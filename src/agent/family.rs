@@ -170,6 +170,7 @@ impl Proxy {
         // In the order of names, so that clashes end the same way after every start.
         let mut names: Vec<&ObjectName> = store.services_of(self.family).collect();
         names.sort_unstable();
+        ledger.expect(names.len());
         let mut plans = names.into_iter().map(|name| {
             let (plan, more) = ledger.plan_one(store, here, name);
             freed.extend(more);

@@ -80,7 +80,7 @@ impl Table {
         }
         self.declare(&mut batch, facts, hooked);
 
-        let mut state = State::with(std::mem::take(&mut held.classes));
+        let mut state = State::with(std::mem::take(&mut held.classes), services.size_hint().0);
         for class in state.classes.known() {
             batch.flush_chain(&class.chain());
             add_rules(&mut batch, &class.chain(), &class.rules(self.family));

@@ -57,9 +57,13 @@ pub type SetAside = Vec<(PortName, String)>;
 // === impl State ===
 
 impl State {
-    /// Nothing programmed yet, but for these classes.
-    pub fn with(classes: Classes) -> Self {
-        Self { classes, ..Self::default() }
+    /// Nothing programmed yet, but for these classes, and room for so many Services.
+    pub fn with(classes: Classes, services: usize) -> Self {
+        let mut state = Self { classes, ..Self::default() };
+        state.services.reserve(services);
+        // Each has a ClusterIP that others might want too.
+        state.shared.0.reserve(services);
+        state
     }
 
     /// Brings a Service to its new plan. A port that is new here may be known to the kernel: `recall` tells its number

@@ -73,6 +73,12 @@ impl Ledger {
         plans
     }
 
+    /// Makes room for so many Services, all in all: tables that double time and again move all that is in them.
+    pub fn expect(&mut self, services: usize) {
+        self.tallies.reserve(services.saturating_sub(self.tallies.len()));
+        self.claims.expect(services);
+    }
+
     /// Plans one Service; also returns those that have to be planned again because of it.
     pub fn plan_one(&mut self, store: &Store, here: &Here, name: &ObjectName) -> (ServicePlan, NameSet) {
         let mut plan = plan(name, store.service(name), store.slices(name), self.family, here);
