@@ -1,5 +1,6 @@
 //! Which endpoints of a Service port get traffic: readiness, termination, topology, locality (contract 5).
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use crate::model::{self, EndpointSlice, Family, Protocol};
@@ -65,6 +66,16 @@ pub fn candidates<'a>(
         same
     });
     all
+}
+
+/// How many addresses of a Service are ready on this node, on whatever port (contract 12.3). A slice without ports has
+/// no endpoint to send anything to, such as one of Pods that lack the named port.
+pub fn ready_here<'a>(slices: impl Iterator<Item = &'a EndpointSlice> + Clone, family: Family) -> usize {
+    let ports: HashSet<_> =
+        slices.clone().flat_map(|slice| &slice.ports).map(|port| (&*port.name, port.protocol)).collect();
+    let all = ports.into_iter().flat_map(|(name, protocol)| candidates(slices.clone(), family, name, protocol));
+    let ready = all.map(|candidate| candidate.endpoint).filter(|endpoint| endpoint.local && endpoint.ready);
+    ready.map(|endpoint| endpoint.address).collect::<HashSet<_>>().len()
 }
 
 /// Selects among the endpoints of a Service port.
@@ -139,6 +150,17 @@ mod tests {
             hinted_node: hints("node=").map(|node| node == "us"),
             hinted_zones: hints("zone=").map(|zones| zones.split(',').map(Into::into).collect()).unwrap_or_default(),
             weight: None,
+        }
+    }
+
+    fn slice(name: &str, ports: &[u16], endpoints: &[&str]) -> EndpointSlice {
+        let port = |port| SlicePort { name: name.into(), protocol: Protocol::Tcp, port };
+        EndpointSlice {
+            service: ObjectName::new("ns", "s"),
+            family: Family::V4,
+            ports: ports.iter().copied().map(port).collect(),
+            endpoints: endpoints.iter().map(|text| endpoint(text)).collect(),
+            triggered: None,
         }
     }
 
@@ -224,17 +246,10 @@ mod tests {
 
     #[test]
     fn slices_are_merged_and_duplicates_count_once() {
-        let slice = |port, endpoints: &[&str]| EndpointSlice {
-            service: ObjectName::new("ns", "s"),
-            family: Family::V4,
-            ports: vec![SlicePort { name: "p".into(), protocol: Protocol::Tcp, port }],
-            endpoints: endpoints.iter().map(|text| endpoint(text)).collect(),
-            triggered: None,
-        };
         let slices = [
-            slice(80, &["2 ready", "1 serving terminating"]),
-            slice(80, &["1 ready", "2 serving terminating"]),
-            slice(81, &["1 ready"]),
+            slice("p", &[80], &["2 ready", "1 serving terminating"]),
+            slice("p", &[80], &["1 ready", "2 serving terminating"]),
+            slice("p", &[81], &["1 ready"]),
         ];
         let all = candidates(slices.iter(), Family::V4, "p", Protocol::Tcp);
         assert_eq!(numbers(&all), "1 1 2");
@@ -243,5 +258,27 @@ mod tests {
         assert!(candidates(slices.iter(), Family::V4, "p", Protocol::Udp).is_empty());
         assert!(candidates(slices.iter(), Family::V6, "p", Protocol::Tcp).is_empty());
         assert!(candidates(slices.iter(), Family::V4, "q", Protocol::Tcp).is_empty());
+    }
+
+    #[test]
+    fn health_checks_count_addresses_that_are_ready_here_on_some_port() {
+        for (about, slices, expected) in [
+            ("one, elsewhere another", vec![slice("p", &[80], &["1 ready local", "2 ready"])], 1),
+            ("two ports of one", vec![slice("p", &[80], &["1 ready local"]), slice("q", &[81], &["1 ready local"])], 1),
+            (
+                "two of different ports",
+                vec![slice("p", &[80], &["1 ready local"]), slice("q", &[81], &["2 ready local"])],
+                2,
+            ),
+            ("no port", vec![slice("p", &[], &["1 ready local"])], 0),
+            ("one that only serves", vec![slice("p", &[80], &["1 serving terminating local"])], 0),
+            (
+                "named twice, once as ready",
+                vec![slice("p", &[80], &["1 local"]), slice("p", &[80], &["1 ready terminating local"])],
+                0,
+            ),
+        ] {
+            assert_eq!(ready_here(slices.iter(), Family::V4), expected, "{about}");
+        }
     }
 }

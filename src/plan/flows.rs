@@ -37,8 +37,8 @@ pub struct Stale {
 /// What is known of one virtual address and port, or of one NodePort.
 #[derive(Debug, Default)]
 struct Target {
-    /// Who serves it now, by Service port; more than one only when Services clash.
-    serving: HashMap<PortName, Rc<HashSet<SocketAddr>>>,
+    /// Who may keep its flows, by Service port; more than one only when Services clash.
+    keepers: HashMap<PortName, Rc<HashSet<SocketAddr>>>,
     /// Endpoints that its flows may still go to although its Service port changed or went.
     former: HashSet<SocketAddr>,
 }
@@ -75,14 +75,14 @@ impl Stale {
         if let Some(old) = old {
             for place in places(old) {
                 let target = self.target(place);
-                target.serving.remove(&old.name);
-                target.former.extend(old.cluster.iter().chain(&old.local).chain(&old.serving).map(socket));
+                target.keepers.remove(&old.name);
+                target.former.extend(reached(old));
             }
         }
         if let Some(new) = new {
-            let serving: Rc<HashSet<_>> = Rc::new(new.serving.iter().map(socket).collect());
+            let keepers = Rc::new(keepers(new));
             for place in places(new) {
-                self.target(place).serving.insert(new.name.clone(), Rc::clone(&serving));
+                self.target(place).keepers.insert(new.name.clone(), Rc::clone(&keepers));
             }
         }
     }
@@ -99,7 +99,7 @@ impl Stale {
 
     /// Whether a flow of this family must be forgotten.
     ///
-    /// A flow to a virtual address that is served must be answered by one that serves it; so one that was never
+    /// A flow to a virtual address that is served must be answered by one that may keep it; so one that was never
     /// translated goes too. A flow to an address that is served no longer goes if a former endpoint answers it.
     ///
     /// A flow to a NodePort is held to the same if it goes to one of the node's addresses. To any other address,
@@ -128,26 +128,35 @@ impl Stale {
 // === impl Target ===
 
 impl Target {
-    fn serves(&self, flow: &Flow) -> bool {
-        self.serving.values().any(|endpoints| endpoints.contains(&flow.answering))
+    fn keeps(&self, flow: &Flow) -> bool {
+        self.keepers.values().any(|endpoints| endpoints.contains(&flow.answering))
     }
 
     fn ends(&self, flow: &Flow) -> bool {
-        if self.serving.is_empty() { self.ends_elsewhere(flow) } else { !self.serves(flow) }
+        if self.keepers.is_empty() { self.ends_elsewhere(flow) } else { !self.keeps(flow) }
     }
 
     fn ends_elsewhere(&self, flow: &Flow) -> bool {
-        flow.is_translated() && self.former.contains(&flow.answering) && !self.serves(flow)
+        flow.is_translated() && self.former.contains(&flow.answering) && !self.keeps(flow)
     }
 }
 
-/// Whether no flow of the port can have become stale: it is reached at the same places, and those who served still do.
-/// Without anyone who served before there may be flows that were never translated.
+/// Whether no flow of the port can have become stale: it is reached at the same places, and whoever its flows may go to
+/// may keep them. When that was nobody, there may be flows that were never translated.
 fn keeps_all_flows(old: &PortPlan, new: &PortPlan) -> bool {
-    let now: HashSet<_> = new.serving.iter().map(socket).collect();
-    !old.serving.is_empty()
-        && old.serving.iter().all(|endpoint| now.contains(&socket(endpoint)))
-        && places(old).eq(places(new))
+    let now = keepers(new);
+    reached(old).next().is_some() && reached(old).all(|endpoint| now.contains(&endpoint)) && places(old).eq(places(new))
+}
+
+/// Who may keep the flows of a port: those who serve, and where nobody does, those who get the new ones, ready as the
+/// cluster says (`publishNotReadyAddresses`).
+fn keepers(plan: &PortPlan) -> HashSet<SocketAddr> {
+    if plan.serving.is_empty() { reached(plan).collect() } else { plan.serving.iter().map(socket).collect() }
+}
+
+/// Everyone whom flows of a port may go to: those who get new flows, and those who keep theirs.
+fn reached(plan: &PortPlan) -> impl Iterator<Item = SocketAddr> {
+    plan.cluster.iter().chain(&plan.local).chain(&plan.serving).map(socket)
 }
 
 /// Everywhere that clients can send to.
@@ -264,6 +273,22 @@ mod tests {
         assert!(!stale(Some(&old), Some(&new)).is_stale(&flow("10.96.0.10:53", "10.1.0.1:53")));
         let last = dns("10.1.0.2:53");
         assert!(stale(Some(&new), Some(&last)).is_stale(&flow("10.96.0.10:53", "10.1.0.1:53")));
+    }
+
+    #[test]
+    fn endpoints_that_are_ready_without_serving_keep_flows_only_where_nobody_serves() {
+        let plan = |ready: &str, serving: &str| PortPlan { cluster: endpoints(ready), ..dns(serving) };
+        for (about, old, new, expected) in [
+            ("it went", ("10.1.0.1:53 10.1.0.2:53", "10.1.0.2:53"), ("10.1.0.2:53", "10.1.0.2:53"), true),
+            ("it stays", ("10.1.0.1:53", ""), ("10.1.0.1:53 10.1.0.2:53", ""), false),
+            ("it went and nobody serves", ("10.1.0.1:53", ""), ("10.1.0.2:53", ""), true),
+            ("another begins to serve", ("10.1.0.1:53", ""), ("10.1.0.1:53 10.1.0.2:53", "10.1.0.2:53"), true),
+            ("it ceases to serve", ("10.1.0.1:53", "10.1.0.1:53"), ("10.1.0.1:53", ""), false),
+        ] {
+            let [old, new] = [old, new].map(|(ready, serving)| plan(ready, serving));
+            let stale = stale(Some(&old), Some(&new));
+            assert_eq!(stale.is_stale(&flow("10.96.0.10:53", "10.1.0.1:53")), expected, "{about}");
+        }
     }
 
     #[test]

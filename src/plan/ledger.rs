@@ -3,10 +3,10 @@
 //!
 //! Keeps a few bytes per Service, never its plan (UDP ports excepted: their flows are compared).
 
-use std::collections::{BTreeSet, HashSet};
-use std::net::IpAddr;
+use std::collections::BTreeSet;
 
 use super::claims::{Claims, Clash};
+use super::endpoints::ready_here;
 use super::flows::Stale;
 use super::{Here, PortPlan, Route, ServicePlan, plan};
 use crate::model::{Family, NameMap, NameSet, ObjectName, Protocol, Store};
@@ -142,7 +142,9 @@ impl Ledger {
 
     fn note_health_check(&mut self, store: &Store, plan: &ServicePlan) {
         let port = store.service(&plan.name).and_then(|service| service.health_check_node_port);
-        let check = port.filter(|_| !plan.ports.is_empty()).map(|port| (port, self.ready_here(store, &plan.name)));
+        let check = port
+            .filter(|_| !plan.ports.is_empty())
+            .map(|port| (port, ready_here(store.slices(&plan.name), self.family)));
         let before = match check {
             Some(check) => self.health_checks.insert(plan.name.clone(), check),
             None => self.health_checks.remove(&plan.name),
@@ -150,12 +152,6 @@ impl Ledger {
         if before != check {
             self.changed_health_checks.insert(plan.name.clone(), check);
         }
-    }
-
-    fn ready_here(&self, store: &Store, service: &ObjectName) -> usize {
-        let slices = store.slices(service).filter(|slice| slice.family == self.family);
-        let ready = slices.flat_map(|slice| &slice.endpoints).filter(|endpoint| endpoint.local && endpoint.ready);
-        ready.map(|endpoint| endpoint.address).collect::<HashSet<IpAddr>>().len()
     }
 
     fn count(&mut self, plan: &ServicePlan) {
