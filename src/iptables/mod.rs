@@ -16,6 +16,8 @@ mod held;
 mod leftovers;
 mod load;
 mod names;
+mod packed;
+mod probability;
 mod probe;
 mod restore;
 mod rules;
@@ -221,7 +223,7 @@ impl Iptables {
                     if refused.section > 0 {
                         let old = self.services.get(name).unwrap_or(&nothing);
                         for (shared, rule) in state::leftovers(old, &new) {
-                            half_done.add(format_args!("-D {} {rule}\n", shared.name()))?;
+                            half_done.add(&format!("-D {} {rule}\n", shared.name()))?;
                         }
                     }
                     report.set_aside.extend(ports.iter().map(|port| (port.clone(), refused.reason.clone())));

@@ -264,41 +264,18 @@ impl Section {
     }
 
     /// Adds lines, each with its newline.
-    pub fn add(&mut self, lines: std::fmt::Arguments<'_>) -> Result<(), Error> {
-        let tap = self.tap.as_mut().and_then(|tap| tap.open(self.table));
-        let mut counted = Counted { text: &mut self.text, tap, lines: 0, bytes: 0 };
-        counted.write_fmt(lines).map_err(|error| Error(format!("write rules to memory: {error}")))?;
-        self.lines += counted.lines;
-        self.bytes += counted.bytes;
+    pub fn add(&mut self, lines: &str) -> Result<(), Error> {
+        self.text.write_all(lines.as_bytes()).map_err(|error| Error(format!("write rules to memory: {error}")))?;
+        self.lines += memchr::memchr_iter(b'\n', lines.as_bytes()).count();
+        self.bytes += lines.len() as u64;
+        if let Some(tap) = &mut self.tap {
+            tap.write(self.table, lines);
+        }
         Ok(())
     }
 
     /// How many lines it has.
     pub fn lines(&self) -> usize {
         self.lines
-    }
-}
-
-struct Counted<'a> {
-    text: &'a mut BufWriter<File>,
-    tap: Option<&'a mut dyn Write>,
-    lines: usize,
-    bytes: u64,
-}
-
-impl Write for Counted<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.text.write_all(bytes)?;
-        // A tool that does not want to read on has refused something: who, is found out later.
-        if self.tap.as_mut().is_some_and(|tap| tap.write_all(bytes).is_err()) {
-            self.tap = None;
-        }
-        self.lines += bytes.iter().filter(|&&b| b == b'\n').count();
-        self.bytes += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
