@@ -165,10 +165,11 @@ impl Proxy {
         self.pending.clear();
         self.ledger.plan_departed(store, &self.here);
         self.ledger.distrust_flows();
+        let mut names: Vec<&ObjectName> = store.services_of(self.family).collect();
+        self.ledger.expect(names.len());
         let (ledger, here) = (&mut self.ledger, &self.here);
         let mut freed = NameSet::default();
         // In the order of names, so that clashes end the same way after every start.
-        let mut names: Vec<&ObjectName> = store.services_of(self.family).collect();
         names.sort_unstable();
         let mut plans = names.into_iter().map(|name| {
             let (plan, more) = ledger.plan_one(store, here, name);

@@ -22,6 +22,8 @@ use super::{Iptables, Owners, rules};
 #[derive(Default)]
 struct Load {
     owners: Owners,
+    /// Those that have rules in shared chains of the filter table: mostly few.
+    filtered: Vec<Owner>,
     aside: Aside,
     report: Report,
     written: Count,
@@ -81,11 +83,15 @@ impl Iptables {
         let mut section = Section::tapped(Table::Nat, Tap::new(self.tools))?;
         load.fixed(&mut section, shape, held)?;
         let streamed = is_streamed(shape, held);
+        let expected = services.size_hint().0;
+        self.services.reserve(expected);
+        load.owners.0.reserve(expected);
         let mut shared = Joint::begin(shape, shape.shared(Table::Nat).filter(|_| streamed), &mut section)?;
         for plan in services {
             let rules = rules::rules(shape, &plan, self.comments(shape));
             let programmed = Programmed::of(&rules);
-            section.own(Whose::Service(load.owners.add(&plan)));
+            let owner = load.owners.add(&plan);
+            section.own(Whose::Service(owner));
             for ((name, print), chain) in programmed.chains.iter().zip(&rules.chains) {
                 if held.chains.remove(name) != Some(*print) {
                     let written = state::write_chain(&mut section, &rules, chain)?;
@@ -94,7 +100,9 @@ impl Iptables {
             }
             rules.shared.iter().for_each(|(chain, rule)| shared.take(*chain, rule));
             shared.write(&mut section)?;
-            self.forget(&plan.name);
+            if programmed.shared.has(Table::Filter) {
+                load.filtered.push(owner);
+            }
             self.keep(&plan.name, programmed);
             if self.sliced(section.lines()) {
                 self.finish(std::slice::from_mut(&mut section), load)?;
@@ -134,9 +142,12 @@ impl Iptables {
 
     /// The Services that have rules in shared chains of a table, but for those that were refused.
     fn services_in<'a>(&'a self, table: Table, load: &'a Load) -> impl Iterator<Item = (Owner, &'a Programmed)> {
-        let numbered = (0..).zip(&load.owners.0).filter(|(number, _)| !load.aside.contains_key(number));
-        let programmed = numbered.filter_map(|(number, (name, _))| Some((number, self.services.get(name)?)));
-        programmed.filter(move |(_, programmed)| programmed.shared.has(table))
+        let (all, some) = match table {
+            Table::Filter => (0..0, &load.filtered[..]),
+            _ => (0..load.owners.count(), &[][..]),
+        };
+        let numbers = all.chain(some.iter().copied()).filter(|number| !load.aside.contains_key(number));
+        numbers.filter_map(|number| Some((number, self.services.get(&load.owners.0[number as usize].0)?)))
     }
 
     /// Runs the sections, whose text the tool has read meanwhile.

@@ -39,7 +39,7 @@ impl Packed {
         let mut rule = String::new();
         for (shared, same, rest) in self.parts() {
             rule.truncate(same);
-            rule.push_str(rest);
+            rule.push_str(std::str::from_utf8(rest).unwrap_or_default());
             each(shared, &rule);
         }
     }
@@ -68,14 +68,14 @@ impl Packed {
         self.parts().any(|(shared, ..)| shared.table() == table)
     }
 
-    fn parts(&self) -> impl Iterator<Item = (Shared, usize, &str)> {
+    fn parts(&self) -> impl Iterator<Item = (Shared, usize, &[u8])> {
         let mut bytes = &*self.0;
         std::iter::from_fn(move || {
             let (header, rest) = bytes.split_first_chunk::<HEADER>()?;
             let [a, b, c, d, e, f] = *header;
             let (text, rest) = rest.split_at_checked(u16::from_ne_bytes([e, f]).into())?;
             bytes = rest;
-            Some((Shared::of_code([a, b])?, u16::from_ne_bytes([c, d]).into(), std::str::from_utf8(text).ok()?))
+            Some((Shared::of_code([a, b])?, u16::from_ne_bytes([c, d]).into(), text))
         })
     }
 }

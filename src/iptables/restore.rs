@@ -17,6 +17,10 @@ use super::probe::Tools;
 use super::shared::Table;
 use super::tap::Tap;
 
+/// Bytes that are collected before they are written: of a change, and of everything.
+const SHORT: usize = 1 << 12;
+const LONG: usize = 1 << 16;
+
 /// Number of a Service among those that a script is about.
 pub type Owner = u32;
 
@@ -219,18 +223,7 @@ fn nth_line(mut text: File, number: u32) -> io::Result<String> {
 impl Section {
     /// An empty section for a table, whose lines may be said twice if nothing else is claimed of them.
     pub fn new(table: Table) -> Result<Self, Error> {
-        let text = memory().map_err(|error| Error(format!("make room for rules: {error}")))?;
-        let marks = vec![Mark { line: 0, byte: 0, whose: Whose::All }];
-        Ok(Self {
-            table,
-            text: BufWriter::new(text),
-            lines: 0,
-            bytes: 0,
-            marks,
-            additive: false,
-            landed: Vec::new(),
-            tap: None,
-        })
+        Self::with_room(table, SHORT)
     }
 
     /// An empty section whose lines add to what a table has.
@@ -240,7 +233,22 @@ impl Section {
 
     /// An empty section that a tool reads while it is written.
     pub fn tapped(table: Table, tap: Tap) -> Result<Self, Error> {
-        Ok(Self { tap: Some(tap), ..Self::new(table)? })
+        Ok(Self { tap: Some(tap), ..Self::with_room(table, LONG)? })
+    }
+
+    fn with_room(table: Table, room: usize) -> Result<Self, Error> {
+        let text = memory().map_err(|error| Error(format!("make room for rules: {error}")))?;
+        let marks = vec![Mark { line: 0, byte: 0, whose: Whose::All }];
+        Ok(Self {
+            table,
+            text: BufWriter::with_capacity(room, text),
+            lines: 0,
+            bytes: 0,
+            marks,
+            additive: false,
+            landed: Vec::new(),
+            tap: None,
+        })
     }
 
     /// Gives the tap back: for the next section, or to be finished.

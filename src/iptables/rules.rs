@@ -15,6 +15,9 @@ use super::names::{ChainName, Kind, PortChains, Socket};
 use super::probability::Probability;
 use super::shared::{COUNTERS, DRAWN, MARK_MASQ, Shape, Shared, nfacct};
 
+/// Bytes that have room for a target: of an IPv4 endpoint; others may need more.
+const TARGET: usize = " -j DNAT --to-destination 255.255.255.255:65535".len();
+
 /// The rules of one Service.
 #[derive(Default)]
 pub struct Rules {
@@ -126,14 +129,18 @@ impl Port<'_> {
 
     /// The rules of a ClusterIP whose endpoint is drawn: one for each.
     fn drawn(self) {
-        let matching = self.choosing(&self.to(self.plan.cluster_ip), "", self.plan.port);
+        let PortPlan { cluster_ip, port, cluster, .. } = self.plan;
+        let matching = self.choosing(&self.to(*cluster_ip), "", *port);
         // There are few, or it would not be drawn.
-        let of = self.plan.cluster.len() as u8;
-        for (endpoint, number) in self.plan.cluster.iter().zip(1..) {
-            let rule = match self.target(endpoint) {
-                Target::Chain(chain) => format!("{matching} -j {chain}"),
-                Target::Socket(endpoint) => format!("{matching} -j DNAT --to-destination {}", Socket(endpoint)),
-            };
+        let of = cluster.len() as u8;
+        for (endpoint, number) in cluster.iter().zip(1..) {
+            let mut rule = String::with_capacity(matching.len() + TARGET);
+            rule.push_str(&matching);
+            match self.target(endpoint) {
+                Target::Chain(chain) => write!(rule, " -j {chain}"),
+                Target::Socket(endpoint) => write!(rule, " -j DNAT --to-destination {}", Socket(endpoint)),
+            }
+            .expect("writing to a String does not fail");
             self.rules.shared.push((Shared::of_endpoint(number, of), rule));
         }
     }

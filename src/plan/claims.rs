@@ -47,6 +47,12 @@ pub struct Settled {
 // === impl Claims ===
 
 impl Claims {
+    /// Makes room for the addresses of so many Services in all.
+    pub fn expect(&mut self, services: usize) {
+        self.owners.reserve(services.saturating_sub(self.owners.len()));
+        self.held.reserve(services.saturating_sub(self.held.len()));
+    }
+
     /// Removes from a plan what other Services own, and gives up what it wants no more.
     pub fn settle(&mut self, plan: &mut ServicePlan) -> Settled {
         let mut settled = Settled::default();

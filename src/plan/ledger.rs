@@ -55,6 +55,12 @@ impl Ledger {
         }
     }
 
+    /// Makes room for so many Services in all.
+    pub fn expect(&mut self, services: usize) {
+        self.claims.expect(services);
+        self.tallies.reserve(services.saturating_sub(self.tallies.len()));
+    }
+
     /// Plans these Services in the order of their names, and others that get addresses which these give up.
     pub fn plan(
         &mut self,
