@@ -78,7 +78,7 @@ fn measure(variant: &str, services: u16) {
     println!("  a look whether all is there        {:>10.1?}", time(|| assert!(backend.intact())).1);
     backend.cleanup().expect("a clean-up");
 
-    // With all endpoints on this node there is a chain for each, as others make it on any node.
+    // With endpoints on this node that are not alike there is a chain for each, as others make it on any node.
     backend.replace(&facts, &mut (0..services).map(|n| plan(n, 0, true))).expect("a full load");
     let theirs = rewrite_shared(&run("iptables-save", &["-t", "nat"], ""));
     let mut rewrites: Vec<Duration> =
@@ -105,8 +105,12 @@ fn service(n: u16, round: u16) -> ServicePlan {
 
 fn plan(n: u16, round: u16, local: bool) -> ServicePlan {
     let [high, low] = n.to_be_bytes();
-    let endpoint =
-        |i: u8, round: u16| Endpoint { address: [10, 244 + i, high, low].into(), port: 8080 + round, local, weight: 1 };
+    let endpoint = |i: u8, round: u16| Endpoint {
+        address: [10, 244 + i, high, low].into(),
+        port: 8080 + round,
+        local,
+        weight: if local { i.into() } else { 1 },
+    };
     let port = PortPlan {
         name: PortName { service: name(n), port: "http".into(), protocol: Protocol::Tcp },
         cluster_ip: [10, 96, high, low].into(),
@@ -121,7 +125,7 @@ fn plan(n: u16, round: u16, local: bool) -> ServicePlan {
         allow_vip_sources: false,
         affinity: None,
         scheduler: None,
-        cluster: vec![endpoint(0, round), endpoint(1, 0), endpoint(2, 0)],
+        cluster: vec![endpoint(1, round), endpoint(2, 0), endpoint(3, 0)],
         local: Vec::new(),
         serving: Vec::new(),
     };

@@ -4,6 +4,7 @@
 //! Sees changes in the kernel by numbers that it tells at once (the generation of nf_tables, the size of a legacy table),
 //! never by reading rules, which would take longer than what is measured.
 
+use std::collections::HashSet;
 use std::fmt::Write;
 use std::fs::File;
 use std::io;
@@ -140,7 +141,8 @@ fn await_rules(proxy: &mut Proxy, stamp: &mut Stamp, job: &Job, began: Instant) 
             last = (now, Instant::now());
         } else if now != first && last.1.elapsed() > CALM && looked.elapsed() > CALM {
             let text = shell(&format!("iptables-{}-save -t nat", job.variant)).map_err(io::Error::other)?;
-            if text.lines().filter(|line| line.starts_with("-A KUBE-SERVICES -d ")).count() >= job.services {
+            let destination = |line: &'_ str| Some(line.split_once(" -d ")?.1.split_once(' ')?.0.to_owned());
+            if text.lines().filter_map(destination).collect::<HashSet<_>>().len() >= job.services {
                 return Ok((last.1 - began, text.lines().filter(|line| line.starts_with("-A ")).count()));
             }
             looked = Instant::now();

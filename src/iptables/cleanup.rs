@@ -70,15 +70,15 @@ fn clean(tools: Tools, table: Table) -> Result<bool, Error> {
     }
     let mut section = Section::new(table)?;
     for rule in held.to_remove() {
-        section.add(format_args!("-D {rule}\n"))?;
+        section.add(&format!("-D {rule}\n"))?;
     }
     let ours = held.shared.keys().filter(|name| ***name != *FIREWALL);
     for name in ours.clone() {
-        section.add(format_args!(":{name} - [0:0]\n"))?;
+        section.add(&format!(":{name} - [0:0]\n"))?;
     }
     state::remove_chains(&mut section, held.chains.keys().copied())?;
     for name in ours {
-        section.add(format_args!("-X {name}\n"))?;
+        section.add(&format!("-X {name}\n"))?;
     }
     restore::run(tools, &mut [section], 0, &mut Aside::new()).map(|_| true)
 }

@@ -2,7 +2,7 @@
 
 use crate::backend::Rules;
 
-use super::shared::{Shape, Shared, Table};
+use super::shared::{Shape, Table};
 
 /// Numbers of rules; mangle has none of ours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,9 +19,8 @@ impl Count {
     /// The rules that do not depend on Services.
     pub fn fixed(shape: &Shape) -> Self {
         let of = |table| {
-            let shared = Shared::ALL.into_iter().filter(|shared| shared.table() == table);
             shape.fixed(table).iter().map(|chain| chain.rules.len()).sum::<usize>()
-                + shared.map(|shared| shape.head(shared).len() + shape.tail(shared).len()).sum::<usize>()
+                + shape.shared(table).map(|shared| shape.head(shared).len() + shape.tail(shared).len()).sum::<usize>()
                 + shape.jumps(table).count()
         };
         Self { nat: of(Table::Nat), filter: of(Table::Filter) }

@@ -10,7 +10,7 @@ use crate::backend::Error;
 
 use super::names::ChainName;
 use super::probe::Tools;
-use super::shared::{FIREWALL, Jump, Table, goes, is_ours};
+use super::shared::{FIREWALL, Jump, Table, goes, is_draw, is_ours};
 
 /// A chain's rules in their order, without comments.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,6 +70,11 @@ impl Unordered {
         self.last = hasher.finish();
         self.sum = self.sum.wrapping_add(self.last);
     }
+
+    /// Whether both are of the same lines, and, if that matters, the same of them is the last.
+    pub fn is_like(self, other: Self, last: bool) -> bool {
+        self.sum == other.sum && (!last || self.last == other.last)
+    }
 }
 
 // === impl Held ===
@@ -110,6 +115,11 @@ impl Held {
                 self.jumps.push(rule.to_owned());
             }
         }
+    }
+
+    /// The chains in which endpoints are drawn, and those that these lead to.
+    pub fn draws(&self) -> impl Iterator<Item = &str> {
+        self.shared.keys().map(|name| &**name).filter(|name| is_draw(name))
     }
 
     /// Whether anything is held that is ours alone.

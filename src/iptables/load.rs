@@ -3,6 +3,7 @@
 //!
 //! A tool reads the text while it is written. Must not be used for changes: it looks at all Services.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use crate::backend::{Error, Report};
@@ -21,6 +22,8 @@ use super::{Iptables, Owners, rules};
 #[derive(Default)]
 struct Load {
     owners: Owners,
+    /// Those that have rules in shared chains of the filter table: mostly few.
+    filtered: Vec<Owner>,
     aside: Aside,
     report: Report,
     written: Count,
@@ -36,10 +39,14 @@ impl Iptables {
         let mut load = Load::default();
         let mut held = [self.held(Table::Nat)?, self.held(Table::Filter)?];
         let mut nat = self.load_chains(shape, &mut held[0], services, &mut load)?;
-        self.load_shared(&mut nat, shape, &held[0], &mut load)?;
+        if !is_streamed(shape, &held[0]) {
+            self.load_shared(&mut nat, shape, &held[0], &mut load)?;
+        }
         load.jumps(&mut nat, shape, &held[0])?;
         // Nothing leads to them any more.
-        load.report.changes += state::remove_chains(&mut nat, held[0].chains.keys().copied())?;
+        let draws = held[0].draws().filter(|_| !shape.terse).map(str::to_owned);
+        let stale: Vec<String> = held[0].chains.keys().map(ChainName::to_string).chain(draws).collect();
+        load.report.changes += state::remove_chains(&mut nat, stale.iter())?;
 
         let mut filter = next(Table::Filter, &mut nat)?;
         load.fixed(&mut filter, shape, &held[1])?;
@@ -64,7 +71,8 @@ impl Iptables {
     }
 
     /// The chains of all Services: writes those that are not held as they should be, and takes those that should be
-    /// there out of `held`. Returns the section that is not run yet.
+    /// there out of `held`. Writes the shared chains too where that [`can be`](is_streamed). Returns the section that is
+    /// not run yet.
     fn load_chains(
         &mut self,
         shape: &Shape,
@@ -74,17 +82,27 @@ impl Iptables {
     ) -> Result<Section, Error> {
         let mut section = Section::tapped(Table::Nat, Tap::new(self.tools))?;
         load.fixed(&mut section, shape, held)?;
+        let streamed = is_streamed(shape, held);
+        let expected = services.size_hint().0;
+        self.services.reserve(expected);
+        load.owners.0.reserve(expected);
+        let mut shared = Joint::begin(shape, shape.shared(Table::Nat).filter(|_| streamed), &mut section)?;
         for plan in services {
             let rules = rules::rules(shape, &plan, self.comments(shape));
             let programmed = Programmed::of(&rules);
-            section.own(Whose::Service(load.owners.add(&plan)));
+            let owner = load.owners.add(&plan);
+            section.own(Whose::Service(owner));
             for ((name, print), chain) in programmed.chains.iter().zip(&rules.chains) {
                 if held.chains.remove(name) != Some(*print) {
                     let written = state::write_chain(&mut section, &rules, chain)?;
                     load.wrote(Table::Nat, written);
                 }
             }
-            self.forget(&plan.name);
+            rules.shared.iter().for_each(|(chain, rule)| shared.take(*chain, rule));
+            shared.write(&mut section)?;
+            if programmed.shared.has(Table::Filter) {
+                load.filtered.push(owner);
+            }
             self.keep(&plan.name, programmed);
             if self.sliced(section.lines()) {
                 self.finish(std::slice::from_mut(&mut section), load)?;
@@ -92,48 +110,44 @@ impl Iptables {
             }
         }
         section.own(Whose::All);
+        load.wrote(Table::Nat, shared.end(shape, &mut section)?);
         Ok(section)
     }
 
     /// The shared chains of a table with the rules that all Services have in them.
     fn load_shared(&self, section: &mut Section, shape: &Shape, held: &Held, load: &mut Load) -> Result<(), Error> {
         let table = section.table();
-        let mut of_services: HashMap<Shared, Vec<(Owner, &str)>> = HashMap::new();
-        for (number, (name, _)) in (0..).zip(&load.owners.0) {
-            let programmed = self.services.get(name).filter(|_| !load.aside.contains_key(&number));
-            for (shared, rule) in programmed.iter().flat_map(|programmed| &programmed.shared) {
-                of_services.entry(*shared).or_default().push((number, rule));
-            }
+        let mut wanted: HashMap<Shared, Unordered> = HashMap::new();
+        let mut want = |shared: Shared, rule: &str| {
+            wanted.entry(shared).or_default().add(&format!("-A {} {rule}", shared.name()));
+        };
+        shape.shared(table).for_each(|shared| shape.head(shared).iter().for_each(|rule| want(shared, rule)));
+        self.services_in(table, load).for_each(|(_, programmed)| programmed.shared.for_each(&mut want));
+        shape.shared(table).for_each(|shared| shape.tail(shared).iter().for_each(|rule| want(shared, rule)));
+        let is_held = |shared: &Shared| {
+            let wanted = wanted.get(shared).copied().unwrap_or_default();
+            let held = held.shared.get(&*shared.name());
+            held.is_some_and(|(_, print)| print.is_like(wanted, !shape.tail(*shared).is_empty()))
+        };
+        let mut shared = Joint::begin(shape, shape.shared(table).filter(|shared| !is_held(shared)), section)?;
+        for (number, programmed) in self.services_in(table, load) {
+            section.own(Whose::Service(number));
+            programmed.shared.for_each(|chain, rule| shared.take(chain, rule));
+            shared.write(section)?;
         }
-        let mut written = 0;
-        for shared in Shared::ALL.into_iter().filter(|shared| shared.table() == table) {
-            let (head, tail) = (shape.head(shared), shape.tail(shared));
-            let mut wanted = Unordered::default();
-            let rules = of_services.remove(&shared).unwrap_or_default();
-            head.iter().for_each(|rule| wanted.add(&format!("-A {} {rule}", shared.name())));
-            rules.iter().for_each(|(_, rule)| wanted.add(&format!("-A {} {rule}", shared.name())));
-            tail.iter().for_each(|rule| wanted.add(&format!("-A {} {rule}", shared.name())));
-            if held.shared.get(shared.name()).is_some_and(|(_, print)| *print == wanted) {
-                continue;
-            }
-            section.own(Whose::All);
-            section.add(format_args!(":{} - [0:0]\n", shared.name()))?;
-            let before = section.lines();
-            for rule in head {
-                section.add(format_args!("-A {} {rule}\n", shared.name()))?;
-            }
-            for (number, rule) in rules {
-                section.own(Whose::Service(number));
-                section.add(format_args!("-A {} {rule}\n", shared.name()))?;
-            }
-            section.own(Whose::All);
-            for rule in tail {
-                section.add(format_args!("-A {} {rule}\n", shared.name()))?;
-            }
-            written += section.lines() - before;
-        }
-        load.wrote(table, written);
+        section.own(Whose::All);
+        load.wrote(table, shared.end(shape, section)?);
         Ok(())
+    }
+
+    /// The Services that have rules in shared chains of a table, but for those that were refused.
+    fn services_in<'a>(&'a self, table: Table, load: &'a Load) -> impl Iterator<Item = (Owner, &'a Programmed)> {
+        let (all, some) = match table {
+            Table::Filter => (0..0, &load.filtered[..]),
+            _ => (0..load.owners.count(), &[][..]),
+        };
+        let numbers = all.chain(some.iter().copied()).filter(|number| !load.aside.contains_key(number));
+        numbers.filter_map(|number| Some((number, self.services.get(&load.owners.0[number as usize].0)?)))
     }
 
     /// Runs the sections, whose text the tool has read meanwhile.
@@ -170,22 +184,83 @@ fn next(table: Table, last: &mut Section) -> Result<Section, Error> {
     }
 }
 
+/// Whether the rules in shared chains of the nat table are written while the Services are planned: there are many, and
+/// none of the chains is there, so that there is nothing to compare.
+fn is_streamed(shape: &Shape, held: &Held) -> bool {
+    shape.terse && held.shared.is_empty()
+}
+
+/// Shared chains while they are written, all at once: Service by Service.
+struct Joint {
+    chains: Vec<(Shared, Cow<'static, str>)>,
+    /// What is not in the section yet.
+    text: String,
+    rules: usize,
+}
+
+// === impl Joint ===
+
+impl Joint {
+    /// Empties the chains, and writes what comes first in each.
+    fn begin(shape: &Shape, chains: impl Iterator<Item = Shared>, section: &mut Section) -> Result<Self, Error> {
+        let chains = chains.map(|shared| (shared, shared.name())).collect();
+        let mut joint = Self { chains, text: String::new(), rules: 0 };
+        for (_, name) in &joint.chains {
+            joint.text.extend([":", name, " - [0:0]\n"]);
+        }
+        joint.frame(shape, Shape::head);
+        joint.write(section)?;
+        Ok(joint)
+    }
+
+    /// Takes a rule, if it is in one of the chains.
+    fn take(&mut self, shared: Shared, rule: &str) {
+        if let Some((_, name)) = self.chains.iter().find(|(chain, _)| *chain == shared) {
+            self.text.extend(["-A ", name, " ", rule, "\n"]);
+            self.rules += 1;
+        }
+    }
+
+    /// Writes what was taken.
+    fn write(&mut self, section: &mut Section) -> Result<(), Error> {
+        section.add(&self.text)?;
+        self.text.clear();
+        Ok(())
+    }
+
+    /// Writes what comes last in each chain. Returns how many rules there were.
+    fn end(mut self, shape: &Shape, section: &mut Section) -> Result<usize, Error> {
+        self.frame(shape, Shape::tail);
+        self.write(section)?;
+        Ok(self.rules)
+    }
+
+    fn frame(&mut self, shape: &Shape, part: fn(&Shape, Shared) -> Vec<String>) {
+        for (shared, name) in &self.chains {
+            for rule in part(shape, *shared) {
+                self.text.extend(["-A ", name, " ", &rule, "\n"]);
+                self.rules += 1;
+            }
+        }
+    }
+}
+
 // === impl Load ===
 
 impl Load {
     /// Chains that are the same whatever the Services are, and the shared ones empty if there are none yet.
     fn fixed(&mut self, section: &mut Section, shape: &Shape, held: &Held) -> Result<(), Error> {
         let table = section.table();
-        for shared in Shared::ALL.into_iter().filter(|s| s.table() == table && !held.shared.contains_key(s.name())) {
-            section.add(format_args!(":{} - [0:0]\n", shared.name()))?;
+        for shared in shape.shared(table).map(Shared::name).filter(|name| !held.shared.contains_key(&**name)) {
+            section.add(&format!(":{shared} - [0:0]\n"))?;
         }
         if table == Table::Filter && !held.shared.contains_key(FIREWALL) {
-            section.add(format_args!(":{FIREWALL} - [0:0]\n"))?;
+            section.add(&format!(":{FIREWALL} - [0:0]\n"))?;
         }
         for chain in shape.fixed(table) {
             let text: String = chain.rules.iter().map(|rule| format!("-A {} {rule}\n", chain.name)).collect();
-            if held.shared.get(chain.name).is_none_or(|(print, _)| *print != Ordered::of(&text)) {
-                section.add(format_args!(":{} - [0:0]\n{text}", chain.name))?;
+            if held.shared.get(&*chain.name).is_none_or(|(print, _)| *print != Ordered::of(&text)) {
+                section.add(&format!(":{} - [0:0]\n{text}", chain.name))?;
                 self.wrote(table, chain.rules.len());
             }
         }
@@ -197,7 +272,7 @@ impl Load {
         let table = section.table();
         section.own(Whose::Once);
         for jump in shape.jumps(table).filter(|jump| !held.has(jump)) {
-            section.add(format_args!("-I {jump}\n"))?;
+            section.add(&format!("-I {jump}\n"))?;
             self.wrote(table, 1);
         }
         section.own(Whose::All);

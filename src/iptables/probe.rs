@@ -52,6 +52,12 @@ pub struct Refusal {
     pub busy: bool,
 }
 
+/// A question to a tool that may take its time.
+pub struct Question {
+    asked: Option<Child>,
+    answer: bool,
+}
+
 /// Checks that the kernel and its tools can do iptables for a family (contract 3.3). Tools that are only busy can.
 ///
 /// # Errors
@@ -184,11 +190,11 @@ impl Tools {
         Ok((child, stdin))
     }
 
-    /// Whether the tool has an extension.
-    pub fn has_match(self, name: &str) -> bool {
+    /// Asks the tool whether it has an extension; it answers while other things are done.
+    pub fn ask_for_match(self, name: &str) -> Question {
         let mut command = Command::new(self.tool(""));
         command.args(["-m", name, "--help"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        command.status().is_ok_and(|status| status.success())
+        Question { asked: command.spawn().ok(), answer: false }
     }
 
     /// Reads a table with `iptables-save`, line by line.
@@ -232,6 +238,25 @@ impl Tools {
             Ok(output) if output.status.code() == Some(RESOURCE_PROBLEM) => Err(output.status),
             Ok(_) | Err(_) => Ok(None),
         }
+    }
+}
+
+// === impl Question ===
+
+impl Question {
+    /// Waits for the answer.
+    pub fn is_answered_with_yes(&mut self) -> bool {
+        if let Some(mut tool) = self.asked.take() {
+            self.answer = tool.wait().is_ok_and(|status| status.success());
+        }
+        self.answer
+    }
+}
+
+impl Drop for Question {
+    /// The tool is waited for, even if nobody wants to know any more.
+    fn drop(&mut self) {
+        self.is_answered_with_yes();
     }
 }
 

@@ -17,6 +17,10 @@ use super::probe::Tools;
 use super::shared::Table;
 use super::tap::Tap;
 
+/// Bytes that are collected before they are written: of a change, and of everything.
+const SHORT: usize = 1 << 12;
+const LONG: usize = 1 << 16;
+
 /// Number of a Service among those that a script is about.
 pub type Owner = u32;
 
@@ -219,18 +223,7 @@ fn nth_line(mut text: File, number: u32) -> io::Result<String> {
 impl Section {
     /// An empty section for a table, whose lines may be said twice if nothing else is claimed of them.
     pub fn new(table: Table) -> Result<Self, Error> {
-        let text = memory().map_err(|error| Error(format!("make room for rules: {error}")))?;
-        let marks = vec![Mark { line: 0, byte: 0, whose: Whose::All }];
-        Ok(Self {
-            table,
-            text: BufWriter::new(text),
-            lines: 0,
-            bytes: 0,
-            marks,
-            additive: false,
-            landed: Vec::new(),
-            tap: None,
-        })
+        Self::with_room(table, SHORT)
     }
 
     /// An empty section whose lines add to what a table has.
@@ -240,7 +233,22 @@ impl Section {
 
     /// An empty section that a tool reads while it is written.
     pub fn tapped(table: Table, tap: Tap) -> Result<Self, Error> {
-        Ok(Self { tap: Some(tap), ..Self::new(table)? })
+        Ok(Self { tap: Some(tap), ..Self::with_room(table, LONG)? })
+    }
+
+    fn with_room(table: Table, room: usize) -> Result<Self, Error> {
+        let text = memory().map_err(|error| Error(format!("make room for rules: {error}")))?;
+        let marks = vec![Mark { line: 0, byte: 0, whose: Whose::All }];
+        Ok(Self {
+            table,
+            text: BufWriter::with_capacity(room, text),
+            lines: 0,
+            bytes: 0,
+            marks,
+            additive: false,
+            landed: Vec::new(),
+            tap: None,
+        })
     }
 
     /// Gives the tap back: for the next section, or to be finished.
@@ -264,41 +272,18 @@ impl Section {
     }
 
     /// Adds lines, each with its newline.
-    pub fn add(&mut self, lines: std::fmt::Arguments<'_>) -> Result<(), Error> {
-        let tap = self.tap.as_mut().and_then(|tap| tap.open(self.table));
-        let mut counted = Counted { text: &mut self.text, tap, lines: 0, bytes: 0 };
-        counted.write_fmt(lines).map_err(|error| Error(format!("write rules to memory: {error}")))?;
-        self.lines += counted.lines;
-        self.bytes += counted.bytes;
+    pub fn add(&mut self, lines: &str) -> Result<(), Error> {
+        self.text.write_all(lines.as_bytes()).map_err(|error| Error(format!("write rules to memory: {error}")))?;
+        self.lines += memchr::memchr_iter(b'\n', lines.as_bytes()).count();
+        self.bytes += lines.len() as u64;
+        if let Some(tap) = &mut self.tap {
+            tap.write(self.table, lines);
+        }
         Ok(())
     }
 
     /// How many lines it has.
     pub fn lines(&self) -> usize {
         self.lines
-    }
-}
-
-struct Counted<'a> {
-    text: &'a mut BufWriter<File>,
-    tap: Option<&'a mut dyn Write>,
-    lines: usize,
-    bytes: u64,
-}
-
-impl Write for Counted<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.text.write_all(bytes)?;
-        // A tool that does not want to read on has refused something: who, is found out later.
-        if self.tap.as_mut().is_some_and(|tap| tap.write_all(bytes).is_err()) {
-            self.tap = None;
-        }
-        self.lines += bytes.iter().filter(|&&b| b == b'\n').count();
-        self.bytes += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

@@ -3,6 +3,7 @@
 //! The plan has decided who is served by whom; here it is only said in the language of iptables.
 //! Must not run anything nor know what is programmed.
 
+use std::cell::OnceCell;
 use std::fmt::{self, Write};
 use std::net::IpAddr;
 use std::ops::Range;
@@ -11,10 +12,11 @@ use crate::model::Family;
 use crate::plan::{Endpoint, PortPlan, Route, ServicePlan};
 
 use super::names::{ChainName, Kind, PortChains, Socket};
-use super::shared::{COUNTERS, MARK_MASQ, Shape, Shared, nfacct};
+use super::probability::Probability;
+use super::shared::{COUNTERS, DRAWN, MARK_MASQ, Shape, Shared, nfacct};
 
-/// `xt_statistic` keeps a probability in units of 2^-31.
-const CERTAIN: u64 = 1 << 31;
+/// Bytes that have room for a target: of an IPv4 endpoint; others may need more.
+const TARGET: usize = " -j DNAT --to-destination 255.255.255.255:65535".len();
 
 /// The rules of one Service.
 #[derive(Default)]
@@ -40,7 +42,8 @@ struct Port<'a> {
     rules: &'a mut Rules,
     shape: &'a Shape,
     plan: &'a PortPlan,
-    chains: PortChains,
+    /// Computed when they are asked for: with many Services, most need none.
+    chains: OnceCell<PortChains>,
     comments: bool,
 }
 
@@ -53,18 +56,12 @@ enum Target<'a> {
 /// An address as iptables prints it.
 struct Host(IpAddr);
 
-/// The share of `weight` in `total` as `xt_statistic` prints what it keeps.
-struct Probability {
-    weight: u64,
-    total: u64,
-}
-
 /// The rules of a Service. Comments of endpoints cost memory in the kernel, and nobody reads thousands of them (contract
 /// 9.6).
 pub fn rules(shape: &Shape, service: &ServicePlan, comments: bool) -> Rules {
     let mut rules = Rules::default();
     for plan in &service.ports {
-        Port { rules: &mut rules, shape, plan, chains: PortChains::new(&plan.name), comments }.write();
+        Port { rules: &mut rules, shape, plan, chains: OnceCell::new(), comments }.write();
     }
     if let Some(port) = service.health_check_node_port {
         let rule = format!(
@@ -93,6 +90,9 @@ impl Port<'_> {
         let external = plan.externally_accessible();
         if self.has_endpoints() {
             self.endpoints();
+            if self.is_drawn() {
+                return self.drawn();
+            }
             let needs_cluster =
                 plan.internal == Route::Cluster || external && (plan.external == Route::Cluster || plan.external_local);
             let needs_local = plan.internal == Route::Local || external && plan.external == Route::Local;
@@ -109,6 +109,42 @@ impl Port<'_> {
         }
     }
 
+    fn chains(&self) -> &PortChains {
+        self.chains.get_or_init(|| PortChains::new(&self.plan.name))
+    }
+
+    /// Whether an endpoint is drawn together with those of all Services that have as many: nothing but the ClusterIP
+    /// leads to them, and all of them are alike.
+    fn is_drawn(&self) -> bool {
+        let plan = self.plan;
+        let alike = plan.cluster.windows(2).all(|pair| pair[0].weight == pair[1].weight);
+        let number = u8::try_from(plan.cluster.len()).unwrap_or(u8::MAX);
+        self.shape.terse
+            && plan.internal == Route::Cluster
+            && !plan.externally_accessible()
+            && plan.affinity.is_none()
+            && alike
+            && (number == 1 || DRAWN.contains(&number))
+    }
+
+    /// The rules of a ClusterIP whose endpoint is drawn: one for each.
+    fn drawn(self) {
+        let PortPlan { cluster_ip, port, cluster, .. } = self.plan;
+        let matching = self.choosing(&self.to(*cluster_ip), "", *port);
+        // There are few, or it would not be drawn.
+        let of = cluster.len() as u8;
+        for (endpoint, number) in cluster.iter().zip(1..) {
+            let mut rule = String::with_capacity(matching.len() + TARGET);
+            rule.push_str(&matching);
+            match self.target(endpoint) {
+                Target::Chain(chain) => write!(rule, " -j {chain}"),
+                Target::Socket(endpoint) => write!(rule, " -j DNAT --to-destination {}", Socket(endpoint)),
+            }
+            .expect("writing to a String does not fail");
+            self.rules.shared.push((Shared::of_endpoint(number, of), rule));
+        }
+    }
+
     fn has_endpoints(&self) -> bool {
         self.plan.internal != Route::Reject || self.plan.externally_accessible() && self.plan.external != Route::Reject
     }
@@ -120,8 +156,8 @@ impl Port<'_> {
     fn cluster_ip(&mut self) {
         let plan = self.plan;
         let target = match plan.internal {
-            Route::Cluster => self.chains.of(Kind::Cluster),
-            Route::Local => self.chains.of(Kind::Local),
+            Route::Cluster => self.chains().of(Kind::Cluster),
+            Route::Local => self.chains().of(Kind::Local),
             Route::Reject | Route::Drop => {
                 return self.refuse(Shared::Refused, plan.internal, &self.to(plan.cluster_ip));
             }
@@ -135,7 +171,7 @@ impl Port<'_> {
         let refused = !matches!(plan.external, Route::Cluster | Route::Local);
         if plan.external != Route::Reject {
             self.external_chain();
-            let external = self.chains.of(Kind::External);
+            let external = self.chains().of(Kind::External);
             for address in &plan.external_ips {
                 let rule = format!("{} -j {external}", self.choosing(&self.to(*address), " external IP", plan.port));
                 self.rules.shared.push((Shared::Services, rule));
@@ -178,8 +214,8 @@ impl Port<'_> {
     /// The chain of traffic from outside: who is masqueraded, and which endpoints it may reach.
     fn external_chain(&mut self) {
         let plan = self.plan;
-        let name = self.chains.of(Kind::External);
-        let (cluster, only_local) = (self.chains.of(Kind::Cluster), self.chains.of(Kind::Local));
+        let name = self.chains().of(Kind::External);
+        let (cluster, only_local) = (self.chains().of(Kind::Cluster), self.chains().of(Kind::Local));
         let subject = &plan.name;
         let local = self.shape.local_match(true);
         let unmark = self.shape.unmark().filter(|_| plan.external_local);
@@ -212,8 +248,8 @@ impl Port<'_> {
     /// The chain that lets allowed sources through to the load balancer IPs; the filter table drops the others.
     fn firewall(&mut self) -> ChainName {
         let plan = self.plan;
-        let name = self.chains.of(Kind::Firewall);
-        let external = self.chains.of(Kind::External);
+        let name = self.chains().of(Kind::Firewall);
+        let external = self.chains().of(Kind::External);
         let subject = &plan.name;
         self.chain(name, |text| {
             let comment = format!("-m comment --comment \"{subject} loadbalancer IP\"");
@@ -250,7 +286,7 @@ impl Port<'_> {
             if !self.has_chain(endpoint) {
                 continue;
             }
-            let name = self.chains.endpoint(endpoint);
+            let name = self.chains().endpoint(endpoint);
             let comment = self.comment_of(endpoint, false);
             let (protocol, affinity) =
                 (plan.name.protocol, plan.affinity.map(|_| Recent { name, family: self.shape.facts.family }));
@@ -268,8 +304,8 @@ impl Port<'_> {
     /// The chain that chooses one of the endpoints. `internal`: ClusterIP traffic comes here too.
     fn balance(&mut self, kind: Kind, endpoints: &[Endpoint], internal: bool) {
         let plan = self.plan;
-        let name = self.chains.of(kind);
-        let chains = self.chains.clone();
+        let name = self.chains().of(kind);
+        let chains = self.chains().clone();
         let targets: Vec<_> = endpoints.iter().map(|endpoint| self.target(endpoint)).collect();
         let (family, protocol) = (self.shape.facts.family, plan.name.protocol);
         let masquerade = self.shape.masquerade().filter(|_| internal && !self.shape.terse);
@@ -326,7 +362,11 @@ impl Port<'_> {
     }
 
     fn target<'e>(&self, endpoint: &'e Endpoint) -> Target<'e> {
-        if self.has_chain(endpoint) { Target::Chain(self.chains.endpoint(endpoint)) } else { Target::Socket(endpoint) }
+        if self.has_chain(endpoint) {
+            Target::Chain(self.chains().endpoint(endpoint))
+        } else {
+            Target::Socket(endpoint)
+        }
     }
 
     fn comment_of(&self, endpoint: &Endpoint, arrow: bool) -> String {
@@ -395,15 +435,6 @@ impl fmt::Display for Recent {
 impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.0, Family::of(&self.0).host_bits())
-    }
-}
-
-// === impl Probability ===
-
-impl fmt::Display for Probability {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kept = (CERTAIN * self.weight + self.total / 2) / self.total;
-        write!(f, "{:.11}", kept as f64 / CERTAIN as f64)
     }
 }
 

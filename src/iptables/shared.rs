@@ -3,6 +3,7 @@
 //! Pure text, written as `iptables-save` prints it, so that what is in the kernel can be compared with what is wanted.
 //! Must not know a Service: the rules that Services put into these chains come from `rules`.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -11,6 +12,7 @@ use crate::plan::{LocalTraffic, NodeFacts, NodePortAddresses};
 
 use super::Options;
 use super::names::ChainName;
+use super::probability::Probability;
 
 /// The chain that marks what is to be masqueraded.
 pub const MARK_MASQ: &str = "KUBE-MARK-MASQ";
@@ -48,6 +50,15 @@ pub enum Shared {
     Firewalled,
     /// Health check ports that are let in.
     HealthPorts,
+    /// ClusterIPs of Services whose endpoint is drawn before it is known which Service it is.
+    Drawn(Slot),
+}
+
+/// One endpoint out of a number of them: this one is drawn from Services of so many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Slot {
+    of: u8,
+    number: u8,
 }
 
 /// A chain that is the same whatever the Services are.
@@ -56,7 +67,7 @@ pub struct Fixed {
     /// Where it is.
     pub table: Table,
     /// Its name.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Its rules, without `-A` and the name.
     pub rules: Vec<String>,
 }
@@ -72,6 +83,12 @@ pub struct Jump {
     pub to: &'static str,
     matches: &'static str,
 }
+
+/// Services of so many endpoints may have theirs drawn in common.
+pub const DRAWN: std::ops::RangeInclusive<u8> = 2..=8;
+/// What the names of the chains begin with in which endpoints are drawn: any kube-proxy removes those that it does not
+/// know.
+const DRAW: &str = "KUBE-SVC-";
 
 /// What all rules of one family have in common.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,9 +136,11 @@ pub fn is_ours(table: Table, name: &str) -> bool {
     name == CANARY
         || is_of_ipvs_mode(table, name)
         || match table {
-            Table::Nat => matches!(name, "KUBE-SERVICES" | "KUBE-NODEPORTS" | "KUBE-POSTROUTING" | MARK_MASQ),
+            Table::Nat => {
+                matches!(name, "KUBE-SERVICES" | "KUBE-NODEPORTS" | "KUBE-POSTROUTING" | MARK_MASQ) || is_draw(name)
+            }
             Table::Filter => {
-                name == "KUBE-FORWARD" || Shared::ALL.iter().any(|s| s.table() == table && s.name() == name)
+                name == "KUBE-FORWARD" || Shared::NAMED.iter().any(|s| s.table() == table && s.name() == name)
             }
             Table::Mangle => false,
         }
@@ -130,6 +149,12 @@ pub fn is_ours(table: Table, name: &str) -> bool {
 /// Whether a chain of this name goes when all of ours goes. [`FIREWALL`] stays.
 pub fn goes(table: Table, name: &str) -> bool {
     ChainName::parse(name).is_some() || is_ours(table, name)
+}
+
+/// Whether a chain of this name is one in which endpoints are drawn, or one that a draw leads to.
+pub fn is_draw(name: &str) -> bool {
+    let is_number = |text: &str| matches!(text.as_bytes(), [b'0'..=b'9'] | [b'0'..=b'9', b'0'..=b'9']);
+    name.strip_prefix(DRAW).is_some_and(|rest| rest.split('-').count() <= 2 && rest.split('-').all(is_number))
 }
 
 fn is_of_ipvs_mode(table: Table, name: &str) -> bool {
@@ -162,25 +187,47 @@ impl Table {
 // === impl Shared ===
 
 impl Shared {
-    /// All of them.
-    pub const ALL: [Self; 6] =
+    /// All of those that are always there.
+    const NAMED: [Self; 6] =
         [Self::Services, Self::NodePorts, Self::Refused, Self::RefusedExternal, Self::Firewalled, Self::HealthPorts];
+
+    /// The one with the rule for one of so many endpoints, by its number from 1.
+    pub fn of_endpoint(number: u8, of: u8) -> Self {
+        if of == 1 { Self::Services } else { Self::Drawn(Slot { of, number }) }
+    }
 
     /// The table it is in.
     pub fn table(self) -> Table {
         match self {
-            Self::Services | Self::NodePorts => Table::Nat,
+            Self::Services | Self::NodePorts | Self::Drawn(_) => Table::Nat,
             _ => Table::Filter,
         }
     }
 
     /// Its name, unique within the table.
-    pub fn name(self) -> &'static str {
+    pub fn name(self) -> Cow<'static, str> {
         match self {
-            Self::Services | Self::Refused => "KUBE-SERVICES",
-            Self::NodePorts | Self::HealthPorts => "KUBE-NODEPORTS",
-            Self::RefusedExternal => "KUBE-EXTERNAL-SERVICES",
-            Self::Firewalled => "KUBE-PROXY-FIREWALL",
+            Self::Services | Self::Refused => "KUBE-SERVICES".into(),
+            Self::NodePorts | Self::HealthPorts => "KUBE-NODEPORTS".into(),
+            Self::RefusedExternal => "KUBE-EXTERNAL-SERVICES".into(),
+            Self::Firewalled => "KUBE-PROXY-FIREWALL".into(),
+            Self::Drawn(Slot { of, number }) => format!("{DRAW}{of}-{number}").into(),
+        }
+    }
+
+    /// Two bytes that stand for it.
+    pub fn code(self) -> [u8; 2] {
+        match self {
+            Self::Drawn(Slot { of, number }) => [of, number],
+            named => [0, Self::NAMED.iter().position(|other| *other == named).unwrap_or_default() as u8],
+        }
+    }
+
+    /// Reads what [`Shared::code`] wrote.
+    pub fn of_code([of, number]: [u8; 2]) -> Option<Self> {
+        match of {
+            0 => Self::NAMED.get(usize::from(number)).copied(),
+            _ => Some(Self::Drawn(Slot { of, number })),
         }
     }
 }
@@ -217,14 +264,23 @@ impl Shape {
         JUMPS.iter().filter(move |jump| jump.table == table)
     }
 
+    /// The chains of a table that Services put rules into.
+    pub fn shared(&self, table: Table) -> impl Iterator<Item = Shared> {
+        let drawn = DRAWN.filter(|_| self.terse).flat_map(|of| (1..=of).map(move |number| Slot { of, number }));
+        let all = Shared::NAMED.into_iter().chain(drawn.map(Shared::Drawn));
+        all.filter(move |shared| shared.table() == table)
+    }
+
     /// The chains of a table that do not depend on Services.
     pub fn fixed(&self, table: Table) -> Vec<Fixed> {
         let mark = self.facts.masquerade_mark;
-        let fixed = |name, rules| Fixed { table, name, rules };
+        let fixed = |name: &'static str, rules| Fixed { table, name: name.into(), rules };
         let canary = fixed(CANARY, Vec::new());
         match table {
             Table::Mangle => vec![canary],
-            Table::Nat => vec![
+            Table::Nat => {
+                let draws = DRAWN.filter(|_| self.terse).map(draw);
+                let mut chains = vec![
                 canary,
                 fixed(MARK_MASQ, vec![format!("-j MARK --set-xmark {mark:#x}/{mark:#x}")]),
                 fixed(
@@ -236,7 +292,10 @@ impl Shape {
                             .to_owned(),
                     ],
                 ),
-            ],
+            ];
+                chains.extend(draws);
+                chains
+            }
             Table::Filter => {
                 let mut chains = vec![canary, fixed("KUBE-FORWARD", self.forward())];
                 if self.localhost_node_ports() {
@@ -274,16 +333,20 @@ impl Shape {
 
     /// The rules that come before those of the Services in a shared chain. Many Services do not ask each by itself who
     /// is to be masqueraded on the way to a ClusterIP: everybody who would be is marked, and whoever turns out to be on
-    /// the way elsewhere is not any more ([`Shape::unmark`]).
+    /// the way elsewhere is not any more ([`Shape::unmark`]). Nor does each draw among its endpoints: that is done for
+    /// all that have so many, and leads to the chain in which each has the endpoint of that number.
     pub fn head(&self, chain: Shared) -> Vec<String> {
-        let marks = self.masquerade().filter(|_| self.terse && chain == Shared::Services);
-        marks.map(|(source, interface)| format!("{source}{interface}-j {MARK_MASQ}")).into_iter().collect()
+        if !self.terse || chain != Shared::Services {
+            return Vec::new();
+        }
+        let mark = self.masquerade().map(|(source, interface)| format!("{source}{interface}-j {MARK_MASQ}"));
+        mark.into_iter().chain(DRAWN.map(|of| format!("-j {DRAW}{of}"))).collect()
     }
 
     /// The rule that takes the mark away that [`Shape::head`] gave, without `-A` and the name.
     pub fn unmark(&self) -> Option<String> {
         let mark = self.facts.masquerade_mark;
-        (!self.head(Shared::Services).is_empty()).then(|| format!("-j MARK --set-xmark 0x0/{mark:#x}"))
+        self.masquerade().filter(|_| self.terse).map(|_| format!("-j MARK --set-xmark 0x0/{mark:#x}"))
     }
 
     /// The rules that come after those of the Services in a shared chain: node addresses lead to the NodePorts.
@@ -334,6 +397,20 @@ impl Shape {
     }
 }
 
+/// The chain that draws one of so many endpoints. Whoever is not on the way to such a Service comes back to where the
+/// chain was called.
+fn draw(of: u8) -> Fixed {
+    let rule = |number| {
+        let left = u64::from(of - number) + 1;
+        let matching = match left {
+            1 => String::new(),
+            _ => format!("-m statistic --mode random --probability {} ", Probability { weight: 1, total: left }),
+        };
+        format!("{matching}-g {}", Shared::of_endpoint(number, of).name())
+    };
+    Fixed { table: Table::Nat, name: format!("{DRAW}{of}").into(), rules: (1..=of).map(rule).collect() }
+}
+
 /// The match that counts, with the two spaces with which it is saved.
 pub(super) fn nfacct(counter: &str) -> String {
     format!("-m nfacct --nfacct-name  {counter} ")
@@ -379,6 +456,30 @@ mod tests {
             let expected: Vec<_> = expected.iter().map(|rule| format!("{rule}-j KUBE-NODEPORTS")).collect();
             assert_eq!(tail, expected);
         }
+    }
+
+    #[test]
+    fn each_endpoint_is_drawn_as_often_as_any_other() {
+        let mut shape = shape(Family::V4, NodePortAddresses::All, true);
+        assert_eq!(rules(&shape, Table::Nat, "KUBE-SVC-3"), None);
+        assert!(shape.shared(Table::Nat).all(|shared| !is_draw(&shared.name())));
+        shape.terse = true;
+        assert_eq!(
+            rules(&shape, Table::Nat, "KUBE-SVC-3").unwrap(),
+            [
+                "-m statistic --mode random --probability 0.33333333349 -g KUBE-SVC-3-1",
+                "-m statistic --mode random --probability 0.50000000000 -g KUBE-SVC-3-2",
+                "-g KUBE-SVC-3-3"
+            ]
+        );
+        assert_eq!(shape.shared(Table::Nat).filter(|shared| is_draw(&shared.name())).count(), 35);
+        for shared in shape.shared(Table::Nat).chain(shape.shared(Table::Filter)) {
+            assert_eq!(Shared::of_code(shared.code()), Some(shared));
+        }
+        for other in ["KUBE-SVC-", "KUBE-SVC-3-", "KUBE-SVC-3-1-1", "KUBE-SVC-XPGD46QRK7WJZT7O", "KUBE-SEP-3"] {
+            assert!(!is_draw(other), "{other}");
+        }
+        assert!(is_ours(Table::Nat, "KUBE-SVC-8-8") && is_ours(Table::Nat, "KUBE-SVC-8"));
     }
 
     #[test]

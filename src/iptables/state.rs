@@ -3,11 +3,14 @@
 //!
 //! Turns differences into lines for `restore`; must not run them.
 
+use std::fmt;
+
 use crate::backend::Error;
 
 use super::count::Count;
 use super::held::Ordered;
 use super::names::ChainName;
+use super::packed::Packed;
 use super::restore::{Section, Whose};
 use super::rules::Rules;
 use super::shared::{Shape, Shared, Table};
@@ -17,8 +20,8 @@ use super::shared::{Shape, Shared, Table};
 pub struct Programmed {
     /// Its chains.
     pub chains: Box<[(ChainName, Ordered)]>,
-    /// Its rules in shared chains, without `-A` and the chain's name.
-    pub shared: Box<[(Shared, Box<str>)]>,
+    /// Its rules in shared chains.
+    pub shared: Packed,
     /// How many endpoints its ports have.
     pub endpoints: usize,
     /// How many rules its chains have.
@@ -47,7 +50,7 @@ impl Programmed {
     pub fn of(rules: &Rules) -> Self {
         Self {
             chains: rules.chains.iter().map(|chain| (chain.name, Ordered::of(rules.text(chain)))).collect(),
-            shared: rules.shared.iter().map(|(chain, rule)| (*chain, rule.as_str().into())).collect(),
+            shared: Packed::of(&rules.shared),
             endpoints: rules.endpoints,
             rules: rules.chains.iter().map(|chain| rules.text(chain).lines().count()).sum(),
         }
@@ -55,8 +58,8 @@ impl Programmed {
 
     /// How many rules it has.
     pub fn count(&self) -> Count {
-        let nat = self.shared.iter().filter(|(shared, _)| shared.table() == Table::Nat).count();
-        Count { nat: self.rules + nat, filter: self.shared.len() - nat }
+        let shared = self.shared.count();
+        Count { nat: self.rules + shared.nat, ..shared }
     }
 }
 
@@ -93,17 +96,18 @@ impl Script {
                 self.written.nat += written;
             }
         }
+        let old_shared = old.shared.unpack();
         // Reversed, because each goes before the others: rules for the same address keep their order.
-        for (shared, rule) in new.shared.iter().rev().filter(|added| !old.shared.contains(added)) {
+        for (shared, rule) in rules.shared.iter().rev().filter(|added| !old_shared.contains(added)) {
             let section = if shared.table() == Table::Nat { TRANSLATION } else { APPEARING };
             let place = shape.head(*shared).len() + 1;
-            self.sections[section].add(format_args!("-I {} {place} {rule}\n", shared.name()))?;
+            self.sections[section].add(&format!("-I {} {place} {rule}\n", shared.name()))?;
             self.changes += 1;
             *self.written.of(shared.table()) += 1;
         }
-        for (shared, rule) in old.shared.iter().filter(|removed| !new.shared.contains(removed)) {
+        for (shared, rule) in old_shared.iter().filter(|removed| !rules.shared.contains(removed)) {
             let section = if shared.table() == Table::Nat { TRANSLATION } else { DISAPPEARING };
-            self.sections[section].add(format_args!("-D {} {rule}\n", shared.name()))?;
+            self.sections[section].add(&format!("-D {} {rule}\n", shared.name()))?;
             self.changes += 1;
         }
         let stays = |name: &ChainName| new.chains.iter().any(|(other, _)| other == name);
@@ -116,26 +120,30 @@ impl Script {
 }
 
 /// What of a Service is programmed although it was refused afterwards: its refusals that came before.
-pub fn leftovers<'a>(old: &'a Programmed, new: &'a Programmed) -> impl Iterator<Item = (Shared, &'a str)> {
-    let appeared = new.shared.iter().filter(|added| added.0.table() == Table::Filter && !old.shared.contains(added));
-    appeared.map(|(shared, rule)| (*shared, &**rule))
+pub fn leftovers(old: &Programmed, new: &Programmed) -> impl Iterator<Item = (Shared, String)> {
+    let old = old.shared.unpack();
+    let appeared = new.shared.unpack().into_iter();
+    appeared.filter(move |added| added.0.table() == Table::Filter && !old.contains(added))
 }
 
 /// Writes a chain, whatever it held before. Returns the number of rules.
 pub fn write_chain(section: &mut Section, rules: &Rules, chain: &super::rules::Chain) -> Result<usize, Error> {
     let before = section.lines();
-    section.add(format_args!(":{} - [0:0]\n{}", chain.name, rules.text(chain)))?;
+    section.add(&format!(":{} - [0:0]\n{}", chain.name, rules.text(chain)))?;
     Ok(section.lines() - before - 1)
 }
 
 /// Removes chains, which may refer to each other but to which nothing else does. Returns their number.
-pub fn remove_chains(section: &mut Section, names: impl Iterator<Item = ChainName> + Clone) -> Result<usize, Error> {
+pub fn remove_chains(
+    section: &mut Section,
+    names: impl Iterator<Item = impl fmt::Display> + Clone,
+) -> Result<usize, Error> {
     for name in names.clone() {
-        section.add(format_args!(":{name} - [0:0]\n"))?;
+        section.add(&format!(":{name} - [0:0]\n"))?;
     }
     let mut removed = 0;
     for name in names {
-        section.add(format_args!("-X {name}\n"))?;
+        section.add(&format!("-X {name}\n"))?;
         removed += 1;
     }
     Ok(removed)

@@ -30,8 +30,15 @@ impl Tap {
         Self { tools, running: None, failed: false }
     }
 
-    /// Where lines for a table go; `None` when the tool does not read any more.
-    pub(super) fn open(&mut self, table: Table) -> Option<&mut dyn Write> {
+    /// Gives lines for a table to the tool. One that does not want to read on has refused something: what, is found out
+    /// later.
+    pub fn write(&mut self, table: Table, lines: &str) {
+        if !lines.is_empty() {
+            self.failed |= self.open(table).is_some_and(|text| text.write_all(lines.as_bytes()).is_err());
+        }
+    }
+
+    fn open(&mut self, table: Table) -> Option<&mut dyn Write> {
         if self.failed {
             return None;
         }

@@ -47,7 +47,7 @@ pub struct Settled {
 // === impl Claims ===
 
 impl Claims {
-    /// Makes room for so many Services, all in all.
+    /// Makes room for the addresses of so many Services in all.
     pub fn expect(&mut self, services: usize) {
         self.owners.reserve(services.saturating_sub(self.owners.len()));
         self.held.reserve(services.saturating_sub(self.held.len()));

@@ -77,6 +77,17 @@ fn programmed(facts: &NodeFacts, plans: &[ServicePlan]) -> Iptables {
     backend
 }
 
+/// How rules end that lead to a draw among so many endpoints.
+const DRAWS: [&str; 7] = [
+    "-j KUBE-SVC-2",
+    "-j KUBE-SVC-3",
+    "-j KUBE-SVC-4",
+    "-j KUBE-SVC-5",
+    "-j KUBE-SVC-6",
+    "-j KUBE-SVC-7",
+    "-j KUBE-SVC-8",
+];
+
 type Saved = BTreeMap<(String, String), Vec<String>>;
 
 /// All rules by table and chain. Rules of chains whose order has no meaning are sorted.
@@ -102,12 +113,27 @@ fn saved(family: Family) -> Saved {
             let mut last: Vec<_> = rules.extract_if(.., |rule| rule.ends_with("-j KUBE-NODEPORTS")).collect();
             let unmark = rules.pop_if(|rule| rule.contains("-j MARK "));
             last.splice(0..0, unmark);
-            let first = rules.iter().take_while(|rule| rule.ends_with("-j KUBE-MARK-MASQ")).count();
+            let leads =
+                |rule: &&String| rule.ends_with("-j KUBE-MARK-MASQ") || DRAWS.iter().any(|to| rule.ends_with(to));
+            let first = rules.iter().take_while(leads).count();
             rules[first..].sort();
             rules.extend(last);
+        } else if name.strip_prefix("KUBE-SVC-").is_some_and(|rest| rest.len() == "2-1".len()) {
+            rules.sort();
         }
     }
     chains
+}
+
+/// The same as far as packets notice.
+fn without_comments(mut saved: Saved) -> Saved {
+    for rule in saved.values_mut().flatten() {
+        while let Some(at) = rule.find("-m comment ") {
+            let end = at + rule[at..].match_indices('"').nth(1).expect("a comment has quotes").0;
+            rule.replace_range(at..rule.len().min(end + 2), "");
+        }
+    }
+    saved
 }
 
 /// Compares what is saved, and says only what differs.
@@ -349,8 +375,8 @@ in_both_variants! {
         every_kind_is_reached(&[]);
     }
 
-    /// A load of many slices, with a Service in the middle that is refused. Where a table is replaced as a whole, the
-    /// endpoints of other nodes have no chain of their own.
+    /// A load of many slices, with a Service in the middle that is refused. Where a table is replaced as a whole, only
+    /// endpoints of this node have a chain of their own.
     fn a_large_load_is_complete() {
         if !is_root_of_the_machine() {
             println!("skipped: iptables-nft sends more than a user namespace lets it");
@@ -364,11 +390,12 @@ in_both_variants! {
 
         let chains = saved(Family::V4);
         let count = |prefix| chains.keys().filter(|(_, name)| name.starts_with(prefix)).count();
-        let each = if run("iptables --version").contains("nf_tables") { 2 } else { 1 };
-        assert_eq!((count("KUBE-SVC-"), count("KUBE-SEP-")), (399, each * 399));
+        let is_nft = run("iptables --version").contains("nf_tables");
+        assert_eq!((count("KUBE-SVC-"), count("KUBE-SEP-")), if is_nft { (399, 2 * 399) } else { (42, 399) });
         let to_services = |saved: &Saved| {
-            let rules = &saved[&("nat".to_owned(), "KUBE-SERVICES".to_owned())];
-            rules.iter().filter(|rule| rule.contains(" -j KUBE-SVC-")).count()
+            let chains = if is_nft { &["KUBE-SERVICES"][..] } else { &["KUBE-SVC-2-1", "KUBE-SVC-2-2"] };
+            let rules = chains.iter().flat_map(|chain| &saved[&("nat".to_owned(), (*chain).to_owned())]);
+            rules.filter(|rule| rule.contains(" -d 10.96.")).count() / chains.len()
         };
         assert_eq!(to_services(&chains), 399);
 
@@ -379,7 +406,7 @@ in_both_variants! {
         let gone: Vec<_> = plans.iter().skip(1).map(|plan| ServicePlan::none(&plan.name)).collect();
         again.update(&gone).unwrap();
         let left = saved(Family::V4);
-        assert_eq!(left.keys().filter(|(_, name)| name.starts_with("KUBE-SVC-")).count(), 1, "all others are gone");
+        assert_eq!(left.keys().filter(|(_, name)| name.starts_with("KUBE-SEP-")).count(), if is_nft { 2 } else { 1 });
         assert_eq!(to_services(&left), 1);
     }
 }
@@ -406,6 +433,33 @@ fn changes_in_a_crowd_lead_where_a_fresh_start_leads() {
     });
 }
 
+/// A restart recognises what changes made of a crowd; and when few Services are left, it leaves nothing of its draws.
+#[test]
+fn a_crowd_is_recognised_and_goes_without_a_trace() {
+    isolated("a_crowd_is_recognised_and_goes_without_a_trace", || {
+        use_variant("legacy");
+        for family in Family::ALL {
+            let facts = facts(family);
+            let mut all = [every_kind(family), crowd(family)].concat();
+            let mut live = programmed(&facts, &all);
+            let changes = [(330, &[12, 13, 14][..]), (331, &[2, 12]), (330, &[2, 13, 14]), (332, &[12, 13])];
+            for (number, endpoints) in changes {
+                let plan = Plan::new(family, number).endpoints(endpoints).build();
+                live.update(std::slice::from_ref(&plan)).unwrap();
+                all.iter_mut().filter(|old| old.name == plan.name).for_each(|old| *old = plan.clone());
+            }
+            let report = backend(family).replace(&facts, &mut all.iter().cloned()).unwrap();
+            assert_eq!(report.changes, 0, "it is as it should be");
+
+            programmed(&facts, &all[..5]);
+            let shrunk = without_comments(saved(family));
+            wipe(family);
+            programmed(&facts, &all[..5]);
+            assert_same(&shrunk, &without_comments(saved(family)));
+        }
+    });
+}
+
 /// When Services become many, all are said anew: once, and as after a fresh start but for comments.
 #[test]
 fn a_growing_cluster_is_said_anew_once() {
@@ -418,20 +472,10 @@ fn a_growing_cluster_is_said_anew_once() {
         assert!(live.update(many).unwrap().outgrown, "it asks for everything");
         live.replace(&facts, &mut all.iter().cloned()).unwrap();
         assert!(!live.update(&all[..1]).unwrap().outgrown);
-        let without_comments = || {
-            let mut saved = saved(Family::V4);
-            for rule in saved.values_mut().flatten() {
-                while let Some(at) = rule.find("-m comment ") {
-                    let end = at + rule[at..].match_indices('"').nth(1).expect("a comment has quotes").0;
-                    rule.replace_range(at..rule.len().min(end + 2), "");
-                }
-            }
-            saved
-        };
-        let grown = without_comments();
+        let grown = without_comments(saved(Family::V4));
         wipe(Family::V4);
         programmed(&facts, &all);
-        assert_same(&grown, &without_comments());
+        assert_same(&grown, &without_comments(saved(Family::V4)));
     });
 }
 

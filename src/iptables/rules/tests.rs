@@ -268,7 +268,7 @@ fn health_check_ports_are_let_in() {
         ServicePlan { health_check_node_port: Some(32000), ..ServicePlan::none(&ObjectName::new("ns1", "svc1")) };
     let rules = rules(&shape(), &plan, false);
     let [(chain, rule)] = &rules.shared[..] else { panic!("{:?}", rules.shared.len()) };
-    assert_eq!((chain.table().as_str(), chain.name()), ("filter", "KUBE-NODEPORTS"));
+    assert_eq!((chain.table().as_str(), &*chain.name()), ("filter", "KUBE-NODEPORTS"));
     assert_eq!(rule, "-p tcp -m comment --comment \"ns1/svc1 health check node port\" -m tcp --dport 32000 -j ACCEPT");
 }
 
@@ -315,10 +315,14 @@ fn endpoints_without_a_chain_of_their_own() {
         [
             "-A KUBE-SEP-1 -s 10.180.0.1/32 -j KUBE-MARK-MASQ",
             "-A KUBE-SEP-1 -p tcp -m tcp -j DNAT --to-destination 10.180.0.1:8080",
-            "-A KUBE-SVC-x -m statistic --mode random --probability 0.50000000000 -j KUBE-SEP-1",
-            "-A KUBE-SVC-x -p tcp -j DNAT --to-destination 10.180.1.1:8080",
-            "nat: -A KUBE-SERVICES -d 172.30.0.41/32 -p tcp -m tcp --dport 80 -j KUBE-SVC-x",
+            "nat: -A KUBE-SVC-2-1 -d 172.30.0.41/32 -p tcp -m tcp --dport 80 -j KUBE-SEP-1",
+            "nat: -A KUBE-SVC-2-2 -d 172.30.0.41/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.180.1.1:8080",
         ]
+    );
+    let one = written(&terse(), PortPlan { cluster: vec![endpoint("10.180.1.1", false)], ..port() }, false);
+    assert_eq!(
+        one,
+        ["nat: -A KUBE-SERVICES -d 172.30.0.41/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.180.1.1:8080"]
     );
     let affine = PortPlan { affinity: Some(1), ..port() };
     let endpoints = |shape| {
@@ -328,19 +332,49 @@ fn endpoints_without_a_chain_of_their_own() {
     assert_eq!(endpoints(terse()), endpoints(shape()), "affinity needs every chain");
 }
 
+/// Where more leads to the endpoints than the ClusterIP, or they are not alike, the Service has its chain.
+#[test]
+fn who_draws_alone() {
+    let cluster = || vec![endpoint("10.180.1.1", false), endpoint("10.180.1.2", false)];
+    let port = || PortPlan { cluster: cluster(), ..port() };
+    let draws_alone = |port| {
+        let written = written(&terse(), port, false);
+        let chain = [
+            "-A KUBE-SVC-x -p tcp -m statistic --mode random --probability 0.50000000000 -j DNAT \
+             --to-destination 10.180.1.1:8080",
+            "-A KUBE-SVC-x -p tcp -j DNAT --to-destination 10.180.1.2:8080",
+        ];
+        let jump = "nat: -A KUBE-SERVICES -d 172.30.0.41/32 -p tcp -m tcp --dport 80 -j KUBE-SVC-x";
+        written.starts_with(&chain.map(str::to_owned)) && written.iter().any(|line| line == jump)
+    };
+    assert!(!draws_alone(port()));
+    assert!(draws_alone(PortPlan { node_port: Some(3001), ..port() }));
+    assert!(draws_alone(PortPlan { external_ips: vec!["1.2.3.4".parse().unwrap()], ..port() }));
+
+    let has_chain = |port| written(&terse(), port, false).iter().any(|line| line.starts_with("-A KUBE-SVC-x "));
+    let mut cluster = cluster();
+    cluster[0].weight = 3;
+    assert!(has_chain(PortPlan { cluster, ..port() }));
+    assert!(has_chain(PortPlan { affinity: Some(1), ..port() }));
+    let many = |number| (0..number).map(|n| endpoint(&format!("10.180.1.{n}"), false)).collect();
+    assert!(!has_chain(PortPlan { cluster: many(*DRAWN.end()), ..port() }));
+    assert!(has_chain(PortPlan { cluster: many(*DRAWN.end() + 1), ..port() }));
+}
+
 #[test]
 fn many_services_have_one_rule_for_who_is_masqueraded() {
     let chain =
         |shape: &Shape| [shape.head(Shared::Services), shape.tail(Shared::Services)].map(|rules| rules.join("; "));
     let [head, tail] = chain(&terse());
-    assert_eq!(head, "! -s 10.0.0.0/8 -j KUBE-MARK-MASQ");
+    let draws = DRAWN.map(|of| format!("-j KUBE-SVC-{of}")).collect::<Vec<_>>().join("; ");
+    assert_eq!(head, format!("! -s 10.0.0.0/8 -j KUBE-MARK-MASQ; {draws}"));
     let [nothing, node_ports] = chain(&shape());
     assert_eq!((nothing, tail), (String::new(), format!("-j MARK --set-xmark 0x0/0x4000; {node_ports}")));
 
     let everybody = NodeFacts { masquerade_all: true, ..shape().facts };
-    assert_eq!(chain(&Shape { facts: everybody, ..terse() })[0], "-j KUBE-MARK-MASQ");
+    assert_eq!(chain(&Shape { facts: everybody, ..terse() })[0], format!("-j KUBE-MARK-MASQ; {draws}"));
     let nobody = NodeFacts { local_traffic: LocalTraffic::Unknown, ..shape().facts };
-    assert_eq!(chain(&Shape { facts: nobody, ..terse() }), [String::new(), node_ports]);
+    assert_eq!(chain(&Shape { facts: nobody, ..terse() }), [draws, node_ports]);
 
     // From outside: policy Cluster marks everything anyway, policy Local keeps the client's address.
     let external = |external_local| PortPlan { node_port: Some(3001), external_local, ..port() };
