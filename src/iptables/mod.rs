@@ -34,7 +34,7 @@ pub use shared::COUNTERS;
 
 use crate::backend::{Backend, Error, Report};
 use crate::kernel::{nfacct, sysctl};
-use crate::model::{Family, NameMap, ObjectName};
+use crate::model::{Family, NameMap, NameSet, ObjectName};
 use crate::plan::{NodeFacts, PortName, ServicePlan};
 
 use count::Count;
@@ -163,7 +163,12 @@ impl Backend for Iptables {
             self.shape.take().ok_or_else(|| Error("iptables rules are changed before they were made".to_owned()))?;
         let was_calm = self.watch.is_calm();
         let (mut report, mut written) = (Report::default(), Count::default());
-        let mut rest = changed;
+        // A Service that gets what another one gives up is planned twice. Only the last plan is programmed: the rules of
+        // both are compared with what the kernel holds before either.
+        let mut seen = NameSet::default();
+        let mut last: Vec<_> = changed.iter().rev().filter(|plan| seen.insert(plan.name.clone())).collect();
+        last.reverse();
+        let mut rest = &*last;
         while !rest.is_empty() {
             rest = &rest[self.update_some(&shape, rest, &mut report, &mut written)?..];
         }
@@ -191,7 +196,7 @@ impl Iptables {
     fn update_some(
         &mut self,
         shape: &Shape,
-        changed: &[ServicePlan],
+        changed: &[&ServicePlan],
         report: &mut Report,
         written: &mut Count,
     ) -> Result<usize, Error> {

@@ -277,6 +277,25 @@ in_both_variants! {
         }
     }
 
+    /// A Service that gets what another one gives up is planned twice in one update.
+    fn addresses_may_change_hands() {
+        let facts = facts(Family::V4);
+        let plan = |number, external: Option<&ServicePlan>| {
+            let mut plan = Plan::new(Family::V4, number).endpoints(&[number]);
+            plan.edit(|port| port.external_ips = external.map_or(Vec::new(), |of| of.ports[0].external_ips.clone()));
+            plan.build()
+        };
+        let first = [5, 6].map(|number| Plan::new(Family::V4, number).endpoints(&[number]).external_ip().build());
+        let mut live = programmed(&facts, &first);
+        let last = [plan(5, Some(&first[1])), plan(6, None)];
+        let report = live.update(&[plan(5, None), last[1].clone(), last[0].clone()]).unwrap();
+        assert!(report.set_aside.is_empty(), "{:?}", report.set_aside);
+        let now = saved(Family::V4);
+        wipe(Family::V4);
+        programmed(&facts, &last);
+        assert_same(&now, &saved(Family::V4));
+    }
+
     /// A Service that iptables refuses is named and left out; the others are programmed.
     fn a_refused_service_is_set_aside_and_the_rest_programmed() {
         let facts = facts(Family::V4);
