@@ -14,6 +14,9 @@ use super::Options;
 use super::names::ChainName;
 use super::probability::Probability;
 
+/// What is masqueraded in the end.
+const MASQUERADE: &str =
+    "-m comment --comment \"kubernetes service traffic requiring SNAT\" -j MASQUERADE --random-fully";
 /// The chain that marks what is to be masqueraded.
 pub const MARK_MASQ: &str = "KUBE-MARK-MASQ";
 /// Shared with kubelet, so it stays when everything else is cleaned up.
@@ -279,21 +282,17 @@ impl Shape {
         match table {
             Table::Mangle => vec![canary],
             Table::Nat => {
-                let draws = DRAWN.filter(|_| self.terse).map(draw);
+                let postrouting = vec![
+                    format!("-m mark ! --mark {mark:#x}/{mark:#x} -j RETURN"),
+                    format!("-j MARK --set-xmark {mark:#x}/0x0"),
+                    MASQUERADE.to_owned(),
+                ];
                 let mut chains = vec![
-                canary,
-                fixed(MARK_MASQ, vec![format!("-j MARK --set-xmark {mark:#x}/{mark:#x}")]),
-                fixed(
-                    "KUBE-POSTROUTING",
-                    vec![
-                        format!("-m mark ! --mark {mark:#x}/{mark:#x} -j RETURN"),
-                        format!("-j MARK --set-xmark {mark:#x}/0x0"),
-                        "-m comment --comment \"kubernetes service traffic requiring SNAT\" -j MASQUERADE --random-fully"
-                            .to_owned(),
-                    ],
-                ),
-            ];
-                chains.extend(draws);
+                    canary,
+                    fixed(MARK_MASQ, vec![format!("-j MARK --set-xmark {mark:#x}/{mark:#x}")]),
+                    fixed("KUBE-POSTROUTING", postrouting),
+                ];
+                chains.extend(DRAWN.filter(|_| self.terse).map(draw));
                 chains
             }
             Table::Filter => {
