@@ -20,6 +20,8 @@ const RULES: &str = "
     ip link set lo up
     for a in 192.0.2.1 10.244.0.1 10.244.0.2 10.96.0.10 10.96.0.11; do ip addr add $a/32 dev lo; done
     for a in fd00::1 fd00::2 fd00::10; do ip -6 addr add $a/128 dev lo nodad; done
+    # The kernel makes their routes a moment later; a packet before that is lost without a word.
+    timeout 20 sh -c 'until [ $(ip -6 route show table local | grep -c ^local.fd00::) = 3 ]; do sleep 0.01; done'
     nft -f - <<END
     table inet t {
         chain output {

@@ -7,7 +7,7 @@ use hyper::header::{CONTENT_TYPE, HeaderMap};
 pub enum Format {
     /// Every server and proxy understands it.
     Json,
-    /// Half as long, and read in a fraction of the time.
+    /// Less than half as long, as real API servers write it, and read with less work.
     Protobuf,
 }
 
