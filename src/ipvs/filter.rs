@@ -6,6 +6,8 @@ use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::rules::{Set, TABLE, TABLE_COMMENT, chains, sets, table_family};
 use super::wanted::{Entrance, Kind, Server};
 use crate::backend::Error;
@@ -22,8 +24,8 @@ const PORTION: usize = 1024;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Record {
     set: Set,
-    key: Box<[u8]>,
-    end: Option<Box<[u8]>>,
+    /// The key; in sets of ranges, then the end of the range.
+    bytes: Box<[u8]>,
 }
 
 /// Whose virtual servers are ours, as the table has it.
@@ -49,7 +51,7 @@ pub fn records_of(entrance: Entrance, server: &Server) -> Vec<Record> {
         Entrance::Address(address, protocol, port) => (address, protocol, port),
         Entrance::NodePort(protocol, port) => {
             let set = if server.kind == Kind::External { Set::NodePorts } else { Set::NodePortsLocal };
-            return vec![record(set, &[padded_protocol(protocol), padded_port(port)], None)];
+            return vec![record(set, &[&padded_protocol(protocol), &padded_port(port)])];
         }
     };
     let set = match server.kind {
@@ -59,35 +61,32 @@ pub fn records_of(entrance: Entrance, server: &Server) -> Vec<Record> {
     };
     let address = octets(&address);
     let key = [&*address, &padded_protocol(protocol), &padded_port(port)].concat();
-    let mut records = vec![record(set, &[&key], None)];
+    let mut records = vec![record(set, &[&key])];
     if let Some(sources) = server.sources() {
-        records.push(record(Set::Restricted, &[&key], None));
-        records.extend(sources.iter().map(|net| {
-            let end = [&*key, &octets(&net.broadcast())].concat();
-            record(Set::AllowedSources, &[&*key, &octets(&net.network())], Some(end))
-        }));
+        records.push(record(Set::Restricted, &[&key]));
+        let range = |net: &IpNet| [&*key, &octets(&net.network()), &key, &octets(&net.broadcast())].concat();
+        records.extend(sources.iter().map(|net| record(Set::AllowedSources, &[&range(net)])));
     }
     records
 }
 
 /// The element of an address of the dummy device.
 pub fn record_of_address(address: &IpAddr) -> Record {
-    record(Set::ServiceIps, &[octets(address)], None)
+    record(Set::ServiceIps, &[&octets(address)])
 }
 
 /// The element of an endpoint on this node.
 pub fn record_of_endpoint(address: &IpAddr) -> Record {
-    record(Set::Hairpin, &[octets(address), octets(address)], None)
+    record(Set::Hairpin, &[&octets(address), &octets(address)])
 }
 
 /// The element of a health check server's port.
 pub fn record_of_health_check(port: &u16) -> Record {
-    record(Set::HealthChecks, &[padded_protocol(Protocol::Tcp), padded_port(*port)], None)
+    record(Set::HealthChecks, &[&padded_protocol(Protocol::Tcp), &padded_port(*port)])
 }
 
-fn record<P: AsRef<[u8]>>(set: Set, key: &[P], end: Option<Vec<u8>>) -> Record {
-    let key = key.iter().flat_map(|part| part.as_ref()).copied().collect();
-    Record { set, key, end: end.map(Into::into) }
+fn record(set: Set, parts: &[&[u8]]) -> Record {
+    Record { set, bytes: parts.concat().into() }
 }
 
 fn padded_protocol(protocol: Protocol) -> [u8; 4] {
@@ -110,7 +109,10 @@ fn octets(address: &IpAddr) -> Vec<u8> {
 
 impl Record {
     fn element(&self) -> Element<'_> {
-        Element { key: &self.key, end: self.end.as_deref(), data: Value::None, interval_end: false }
+        let key_length = if self.set.has_ranges() { self.bytes.len() / 2 } else { self.bytes.len() };
+        let (key, end) = self.bytes.split_at(key_length);
+        let end = self.set.has_ranges().then_some(end);
+        Element { key, end, data: Value::None, interval_end: false }
     }
 }
 
@@ -265,7 +267,9 @@ impl Filter {
         let mut records = HashSet::new();
         for set in Set::ALL {
             self.nft.elements(family, TABLE, set.name(), |element| {
-                records.insert(Record { set, key: element.key.into(), end: element.end.map(Into::into) });
+                // A range of one address may have no end of its own.
+                let end = if set.has_ranges() { element.end.unwrap_or(element.key) } else { &[] };
+                records.insert(record(set, &[element.key, end]));
             })?;
         }
         Ok(Held::Ours(records))

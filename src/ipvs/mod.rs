@@ -18,6 +18,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use nix::sys::socket::AddressFamily;
 
 pub use scheduler::{Malformed, Scheduler};
 
@@ -29,7 +30,6 @@ use wanted::Wanted;
 use crate::backend::{Backend, Error, Report};
 use crate::kernel::dummy::Dummy;
 use crate::kernel::ipvs::{Settings, VirtualServer};
-use crate::kernel::links;
 use crate::model::Family;
 use crate::plan::{NodeFacts, NodePortAddresses, PortPlan, ServicePlan};
 
@@ -115,28 +115,29 @@ impl Ipvs {
         Ok(Wanted::new(plan, |port| scheduler_of(port, default, servers)))
     }
 
-    /// Makes our device if it is missing, and reads the addresses that it has.
-    fn look_around(&mut self, facts: &NodeFacts) -> Result<(Around, HashSet<IpAddr>), Error> {
+    /// Makes our device if it is missing.
+    fn look_around(&mut self, facts: &NodeFacts) -> Result<Around, Error> {
         let device = self.device.create().map_err(|error| {
             Error(format!("cannot create the device {DEVICE}: {error}; the kernel needs the module dummy"))
         })?;
-        let found = links::addresses().map_err(|error| Error(format!("cannot list the node's addresses: {error}")))?;
-        let ours = found
-            .into_iter()
-            .filter(|address| Family::of(&address.address) == self.family && address.index == device)
-            .map(|address| address.address)
-            .collect();
         let node_addresses = match &facts.node_port_addresses {
             NodePortAddresses::All => facts.host_addresses.clone(),
             only => only.translatable(),
         };
         let elsewhere = facts.host_addresses.iter().copied().collect();
-        Ok((Around { device, elsewhere, node_addresses }, ours))
+        Ok(Around { device, elsewhere, node_addresses })
+    }
+
+    /// The addresses of a family that our device has.
+    fn addresses(&mut self, device: u32, family: Family) -> Result<Vec<IpAddr>, Error> {
+        let family = if family == Family::V4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let found = self.device.addresses(device, family);
+        found.map_err(|error| Error(format!("cannot list the addresses of {DEVICE}: {error}")))
     }
 
     /// Makes the virtual servers those of `state`, and no others.
     fn replace_servers(&mut self, state: &State) -> io::Result<Outcome> {
-        let mut held: HashMap<VirtualServer, Settings> = self.virtual_servers()?.into_iter().collect();
+        let mut held = self.virtual_servers()?;
         let Some(servers) = &mut self.servers else { return Ok(Outcome::default()) };
         // An external IP that is the node's own may meet a NodePort of the same number: the first has it.
         let mut done = HashSet::new();
@@ -157,10 +158,10 @@ impl Ipvs {
     }
 
     /// All virtual servers of the family, whoever made them.
-    fn virtual_servers(&mut self) -> io::Result<Vec<(VirtualServer, Settings)>> {
-        let Some(servers) = &mut self.servers else { return Ok(Vec::new()) };
+    fn virtual_servers(&mut self) -> io::Result<HashMap<VirtualServer, Settings>> {
+        let Some(servers) = &mut self.servers else { return Ok(HashMap::new()) };
         let mut found = servers.ipvs().virtual_servers()?;
-        found.retain(|(server, _)| Family::of(&server.address) == self.family);
+        found.retain(|server, _| Family::of(&server.address) == self.family);
         Ok(found)
     }
 
@@ -207,8 +208,7 @@ impl Ipvs {
         facts: &NodeFacts,
         services: &mut dyn Iterator<Item = ServicePlan>,
     ) -> Result<(State, Report), Error> {
-        let (around, mut held) = self.look_around(facts)?;
-        let mut state = State::new(around);
+        let mut state = State::new(self.look_around(facts)?);
         for plan in services {
             let wanted = self.wanted(&plan)?;
             state.change(plan.name, wanted, &mut Changes::default());
@@ -216,6 +216,7 @@ impl Ipvs {
         let mut report = Report { changes: self.filter.replace(facts, state.records())?, ..Report::default() };
         let outcome = self.replace_servers(&state).map_err(|error| servers_failed(&error))?;
         note(&state, outcome, &mut report)?;
+        let mut held: HashSet<IpAddr> = self.addresses(state.device(), self.family)?.into_iter().collect();
         let added: Vec<IpAddr> = state.addresses().filter(|address| !held.remove(address)).collect();
         let gone: Vec<IpAddr> = held.into_iter().filter(|address| !is_link_local(address)).collect();
         report.changes += self.change_addresses(state.device(), &gone, &added)?;
@@ -233,28 +234,24 @@ impl Ipvs {
             self.servers = setup::open()?;
         }
         let failed = |error: io::Error| servers_failed(&error);
-        let addresses =
-            links::addresses().map_err(|error| Error(format!("cannot list the node's addresses: {error}")))?;
-        let on_device: HashSet<IpAddr> =
-            addresses.iter().filter(|address| address.index == index).map(|address| address.address).collect();
+        let other = if self.family == Family::V4 { Family::V6 } else { Family::V4 };
+        let mut ours = self.addresses(index, self.family)?;
+        let others = self.addresses(index, other)?;
+        let on_device: HashSet<IpAddr> = ours.iter().copied().collect();
         let owned = self.filter.owned().map_err(|error| Error(format!("cannot read our nftables table: {error}")))?;
         let is_ours =
             |at: &VirtualServer| on_device.contains(&at.address) || owned.as_ref().is_none_or(|owned| owned.has(at));
         let held = self.virtual_servers().map_err(failed)?;
         if let Some(servers) = &mut self.servers {
-            for (at, _) in held.into_iter().filter(|(at, _)| is_ours(at) && !is_excluded(&self.options, at)) {
+            for at in held.into_keys().filter(|at| is_ours(at) && !is_excluded(&self.options, at)) {
                 servers.remove(at).map_err(failed)?;
             }
             servers.finish().map_err(failed)?;
         }
-        let (ours, others): (Vec<_>, Vec<_>) = addresses
-            .into_iter()
-            .filter(|address| address.index == index && !is_link_local(&address.address))
-            .map(|address| address.address)
-            .partition(|address| Family::of(address) == self.family);
-        if others.is_empty() {
+        if others.iter().all(is_link_local) {
             return self.device.delete().map_err(|error| Error(format!("cannot remove {DEVICE}: {error}")));
         }
+        ours.retain(|address| !is_link_local(address));
         self.change_addresses(index, &ours, &[]).map(drop)
     }
 }

@@ -65,7 +65,7 @@ pub fn sets(family: Family) -> [SetSpec; Set::ALL.len()] {
             Set::HealthChecks => (PORT, "health checks of load balancers"),
             Set::Hairpin => (PAIR[f], "endpoints on this node"),
         };
-        let interval = set == Set::AllowedSources;
+        let interval = set.has_ranges();
         SetSpec { name: set.name(), comment, key, data: None, interval, dynamic: None, counter: false }
     })
 }
@@ -173,6 +173,11 @@ impl Set {
         Self::HealthChecks,
         Self::Hairpin,
     ];
+
+    /// Whether its elements are ranges.
+    pub const fn has_ranges(self) -> bool {
+        matches!(self, Self::AllowedSources)
+    }
 
     /// Its name in the kernel.
     pub const fn name(self) -> &'static str {

@@ -6,15 +6,17 @@ use std::io;
 use std::net::IpAddr;
 
 use nix::libc;
-use nix::sys::socket::SockProtocol;
+use nix::sys::socket::{AddressFamily, SockProtocol};
 
-use super::netlink::{ACK, Buffer, CREATE, EXCL, Received, Refusal, Socket};
+use super::links::read_ip;
+use super::netlink::{ACK, Buffer, CREATE, DUMP, EXCL, Message, Received, Refusal, Socket, attribute, undisturbed};
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_DELADDR: u16 = 21;
+const RTM_GETADDR: u16 = 22;
 
 const IFLA_IFNAME: u16 = 3;
 const IFLA_LINKINFO: u16 = 18;
@@ -93,6 +95,22 @@ impl Dummy {
         self.socket.request(&request, |_| {})
     }
 
+    /// The addresses of a family that the device of this index has.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked. What is disturbed by changes is repeated a few times.
+    pub fn addresses(&mut self, index: u32, family: AddressFamily) -> io::Result<Vec<IpAddr>> {
+        undisturbed(|| {
+            let mut header = [0; ADDRESS_HEADER];
+            header[0] = family as u8;
+            let mut request = Buffer::new();
+            request.message(RTM_GETADDR, DUMP, self.socket.next_sequence(), &header);
+            let mut found = Vec::new();
+            self.socket.request(&request, |message| found.extend(read_address(&message, index)))?;
+            Ok(found)
+        })
+    }
+
     /// Adds addresses with the prefix of a single host to the device of this index. One that exists is no error.
     ///
     /// # Errors
@@ -154,6 +172,15 @@ impl Dummy {
         request.message(kind, flags, self.socket.next_sequence(), &header);
         request
     }
+}
+
+/// The address in an `RTM_NEWADDR` message about this device.
+fn read_address(message: &Message<'_>, index: u32) -> Option<IpAddr> {
+    let (header, rest) = message.payload.split_at_checked(ADDRESS_HEADER)?;
+    if header[4..] != index.to_ne_bytes() {
+        return None;
+    }
+    attribute(rest, IFA_LOCAL).or_else(|| attribute(rest, IFA_ADDRESS)).and_then(read_ip)
 }
 
 fn encode_address(b: &mut Buffer, kind: u16, flags: u16, sequence: u32, index: u32, address: &IpAddr) {

@@ -2,6 +2,7 @@
 //!
 //! Says how they are spelled in messages and which were refused; what should be in the table is for the callers.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -151,12 +152,15 @@ impl Ipvs {
     ///
     /// # Errors
     /// When the kernel cannot be asked.
-    pub fn virtual_servers(&mut self) -> io::Result<Vec<(VirtualServer, Settings)>> {
+    pub fn virtual_servers(&mut self) -> io::Result<HashMap<VirtualServer, Settings>> {
         let mut request = Buffer::new();
         self.family.message(&mut request, CMD_GET_SERVICE, DUMP);
-        let mut found = Vec::new();
+        let mut found = HashMap::new();
+        // Most name the same one.
+        let mut scheduler: Rc<str> = Rc::default();
         self.family.socket().request(&request, |message| {
-            found.extend(attribute(body(&message), ATTR_SERVICE).and_then(read_virtual_server));
+            let read = attribute(body(&message), ATTR_SERVICE);
+            found.extend(read.and_then(|service| read_virtual_server(service, &mut scheduler)));
         })?;
         Ok(found)
     }
@@ -376,15 +380,20 @@ fn number32(bytes: &[u8]) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?))
 }
 
-fn read_virtual_server(service: &[u8]) -> Option<(VirtualServer, Settings)> {
+/// `scheduler` is the one that was read last.
+fn read_virtual_server(service: &[u8], scheduler: &mut Rc<str>) -> Option<(VirtualServer, Settings)> {
     let is_ipv4 = i32::from(number16(attribute(service, SVC_AF)?)?) == libc::AF_INET;
     let server = VirtualServer {
         address: read_address(attribute(service, SVC_ADDR)?, is_ipv4)?,
         protocol: u8::try_from(number16(attribute(service, SVC_PROTOCOL)?)?).ok()?,
         port: u16::from_be_bytes(attribute(service, SVC_PORT)?.try_into().ok()?),
     };
+    let name = attribute(service, SVC_SCHED_NAME).map(text).unwrap_or_default();
+    if **scheduler != *name {
+        *scheduler = name.into();
+    }
     let settings = Settings {
-        scheduler: attribute(service, SVC_SCHED_NAME).map(text).unwrap_or_default().into(),
+        scheduler: scheduler.clone(),
         flags: number32(attribute(service, SVC_FLAGS)?)? & !HASHED,
         timeout: attribute(service, SVC_TIMEOUT).and_then(number32).unwrap_or(0),
     };
@@ -424,7 +433,7 @@ mod tests {
             let settings = Settings { scheduler: "mh".into(), flags: PERSISTENT | SCHEDULER_PORT, timeout: 10_800 };
             let bytes = encoded(&Command::Add(server, settings.clone()));
             let service = attribute(&bytes, ATTR_SERVICE).unwrap();
-            assert_eq!(read_virtual_server(service), Some((server, settings)));
+            assert_eq!(read_virtual_server(service, &mut Rc::default()), Some((server, settings)));
             let mask = if server.address.is_ipv4() { [0xff; 4] } else { 128u32.to_ne_bytes() };
             assert_eq!(attribute(service, SVC_NETMASK), Some(&mask[..]));
         }

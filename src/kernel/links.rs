@@ -14,7 +14,7 @@ use nix::libc;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::SockProtocol;
 
-use super::netlink::{Buffer, DUMP, Message, Received, Socket, attribute, attributes, text};
+use super::netlink::{Buffer, DUMP, Message, Received, Socket, attribute, attributes, text, undisturbed};
 
 const INTERFACE_HEADER: usize = 16;
 const ADDRESS_HEADER: usize = 8;
@@ -55,14 +55,7 @@ struct Ignored {
 /// # Errors
 /// When the kernel cannot be asked. A dump that is disturbed by changes is repeated a few times.
 pub fn addresses() -> io::Result<Vec<Address>> {
-    let mut result = dump();
-    for _ in 0..4 {
-        match &result {
-            Err(error) if error.raw_os_error() == Some(libc::EINTR) => result = dump(),
-            _ => break,
-        }
-    }
-    result
+    undisturbed(dump)
 }
 
 fn dump() -> io::Result<Vec<Address>> {
@@ -115,7 +108,8 @@ impl Address {
     }
 }
 
-fn read_ip(bytes: &[u8]) -> Option<IpAddr> {
+/// The bytes of an address.
+pub(super) fn read_ip(bytes: &[u8]) -> Option<IpAddr> {
     match bytes.len() {
         4 => Some(IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?)),
         16 => Some(IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?)),

@@ -90,6 +90,20 @@ pub struct Socket {
     sequence: u32,
 }
 
+/// Reads a table, a few times over if need be: a dump that changes disturb fails with `EINTR`.
+///
+/// # Errors
+/// Those of `read`; `EINTR` when there is no end of changes.
+pub fn undisturbed<T>(mut read: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 0..4 {
+        match read() {
+            Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+            other => return other,
+        }
+    }
+    read()
+}
+
 /// The attributes in a byte string; ends at the first malformed one.
 pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = Attribute<'_>> {
     std::iter::from_fn(move || {
