@@ -43,6 +43,8 @@ pub struct Report {
     pub refusals: usize,
     /// There is so much of everything by now that it is to be written anew, in another form.
     pub outgrown: bool,
+    /// How long the kernel worked on it, where that can be told from our own work.
+    pub in_kernel: Option<Duration>,
     /// How many rules each table has of ours, for backends whose tables have rules that are worth counting.
     pub tables: Vec<Rules>,
 }

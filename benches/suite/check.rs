@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +22,8 @@ use crate::proxy::{Proxy, write_config};
 const SIZES: (usize, usize) = (20, 1000);
 /// Changes of the two runs whose difference is counted.
 const EVENTS: (u32, u32) = (50, 250);
+/// Seconds that a third run does nothing, after as many changes as the first one.
+const IDLE: u32 = 15;
 
 /// A run under valgrind's DHAT, which counts allocations and instructions.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -28,6 +32,8 @@ pub struct Counted {
     pub binary: PathBuf,
     /// How many changes it gets.
     pub changes: u32,
+    /// Seconds without any, after them.
+    pub idle: u32,
 }
 
 /// Compares what a binary costs now with the file's lines of `name value tolerance-in-percent`.
@@ -87,24 +93,26 @@ fn values(binary: &Path) -> Result<BTreeMap<&'static str, f64>, String> {
         ("heap-bytes-per-service", (large.memory.anonymous as f64 - small.memory.anonymous as f64) * 1024.0 / more),
     ]);
     match counts(binary) {
-        Ok((allocations, instructions)) => {
-            values.insert("allocations-per-change", allocations);
-            values.insert("instructions-per-change", instructions);
-        }
+        Ok(counts) => values.extend(counts),
         Err(reason) => println!("allocations and instructions are not counted: {reason}"),
     }
     Ok(values)
 }
 
-/// Allocations and instructions per change: what a run with more changes takes more.
-fn counts(binary: &Path) -> Result<(f64, f64), String> {
+/// Allocations and instructions per change, and allocations per idle second: what a run with more of it takes more.
+fn counts(binary: &Path) -> Result<[(&'static str, f64); 3], String> {
     if Command::new("valgrind").arg("--version").output().is_err() {
         return Err("valgrind is not installed".into());
     }
-    let run = |changes| send_in::<_, (f64, f64)>("counted", &Counted { binary: binary.to_owned(), changes });
-    let (few, many) = (run(EVENTS.0)?, run(EVENTS.1)?);
+    let run =
+        |changes, idle| send_in::<_, (f64, f64)>("counted", &Counted { binary: binary.to_owned(), changes, idle });
+    let (few, many, idle) = (run(EVENTS.0, 0)?, run(EVENTS.1, 0)?, run(EVENTS.0, IDLE)?);
     let more = f64::from(EVENTS.1 - EVENTS.0);
-    Ok(((many.0 - few.0) / more, (many.1 - few.1) / more))
+    Ok([
+        ("allocations-per-change", (many.0 - few.0) / more),
+        ("instructions-per-change", (many.1 - few.1) / more),
+        ("allocations-per-idle-second", (idle.0 - few.0) / f64::from(IDLE)),
+    ])
 }
 
 /// One run under DHAT: all allocations, all instructions.
@@ -128,6 +136,7 @@ pub fn counted(job: &Counted, folder: &Path) -> Result<(f64, f64), String> {
         while !matches!(watcher.next(PATIENCE).ok_or("a change never arrived")?, Sight::Mark(seen, _) if seen == mark) {
         }
     }
+    thread::sleep(Duration::from_secs(job.idle.into()));
     proxy.stop();
     let text = fs::read_to_string(&profile).map_err(|error| format!("{}: {error}", profile.display()))?;
     let profile: serde_json::Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;

@@ -55,6 +55,8 @@ pub struct Outcome {
     pub start: Vec<f64>,
     /// The proxy's own full sync: seconds.
     pub full_sync: Vec<f64>,
+    /// What the kernel took of that, by our own word: seconds. Others do not tell.
+    pub in_kernel: Vec<f64>,
     /// The kernel alone, from prepared bytes: seconds.
     pub floor: Vec<f64>,
     /// CPU seconds until everything was in the kernel.
@@ -152,6 +154,7 @@ pub fn measure(job: &Job, folder: &Path) -> Result<Outcome, String> {
         outcome.start.push(start.took.as_secs_f64());
         outcome.start_cpu.push(start.cpu as f64 / 1e9);
         outcome.full_sync.extend(full_sync());
+        outcome.in_kernel.extend(in_kernel(&log));
         if attempt == job.starts {
             outcome.slab = kernel_memory() as i64 - slab as i64;
             outcome.memory = memory(&proxy).map_err(|error| explain(error.to_string()))?;
@@ -336,6 +339,14 @@ pub fn full_sync() -> Option<f64> {
     let sums = text.lines().filter(|line| line.starts_with("kubeproxy_sync_full_proxy_rules_duration_seconds_sum"));
     let sums: Vec<f64> = sums.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
     (!sums.is_empty()).then(|| sums.iter().sum())
+}
+
+/// What the log says of the kernel's part of the full syncs: seconds, both families together.
+fn in_kernel(log: &Path) -> Option<f64> {
+    let text = std::fs::read_to_string(log).ok()?;
+    let milliseconds = |line: &str| line.split_once(" in_kernel=")?.1.split_once("ms")?.0.parse::<f64>().ok();
+    let parts: Vec<f64> = text.lines().filter_map(milliseconds).collect();
+    (!parts.is_empty()).then(|| parts.iter().sum::<f64>() / 1000.0)
 }
 
 /// Seconds that `curl` needs to fetch both lists over one connection, and their bytes.

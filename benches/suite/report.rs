@@ -110,21 +110,25 @@ fn starts(page: &mut String, subjects: &[Subject]) {
     page.push_str(
         "\n## Start\n\nFrom the start of the process until everything is in the kernel. `curl` fetches the same two \
          lists, as JSON; a proxy that prefers protobuf gets that. The budget is 1.5 times `curl`'s time and 0.2 s. The floor is the same ruleset, sent once more from prepared \
-         bytes: what the kernel itself needs. A full sync is the proxy's plan, its bytes and the kernel's work \
-         together.\n\n![start](start.svg)\n\n| Services | proxy | start | CPU | curl | budget | full sync | floor |\n\
-         |---|---|---|---|---|---|---|---|\n",
+         bytes: what the kernel itself needs. A full sync is the proxy's plan, its bytes and the kernel's part \
+         together; for that part, the budget is 1.3 times the floor.\n\n![start](start.svg)\n\n| Services | proxy | \
+         start | CPU | curl | budget | full sync | kernel's part | floor |\n|---|---|---|---|---|---|---|---|---|\n",
     );
     each(subjects, |subject, services, outcome| {
         let (start, curl) = (median(&outcome.start), median(&outcome.curl));
         let budget = 1.5 * curl + 0.2;
+        let (part, floor) = (median(&outcome.in_kernel), median(&outcome.floor));
+        let missed = |missed: bool| if missed { " **missed**" } else { "" };
         let _ = writeln!(
             page,
-            "| {services} | {} | {start:.2} s{} | {:.2} s | {curl:.2} s | {budget:.2} s{} | {} | {} |",
+            "| {services} | {} | {start:.2} s{} | {:.2} s | {curl:.2} s | {budget:.2} s{} | {} | {}{} | {} |",
             subject.name,
             ratio(subjects, subject, services, start, |outcome| median(&outcome.start)),
             median(&outcome.start_cpu),
-            if start <= budget { "" } else { " **missed**" },
+            missed(start > budget),
             seconds(&outcome.full_sync),
+            seconds(&outcome.in_kernel),
+            missed(part > 1.3 * floor),
             seconds(&outcome.floor),
         );
     });

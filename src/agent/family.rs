@@ -3,6 +3,7 @@
 //! Decides between writing everything and writing changes; when is for the loop to say.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use super::modes::Leftovers;
 use crate::backend::{Backend, Error, Report, Rules};
@@ -29,6 +30,8 @@ pub struct Proxy {
     refusals: usize,
     /// What is programmed outgrew its form.
     outgrown: bool,
+    /// How long the kernel worked on the sync at hand, where the backend knows.
+    in_kernel: Option<Duration>,
     /// The rules of each table, where the backend counts them.
     tables: Vec<Rules>,
 }
@@ -37,6 +40,8 @@ pub struct Proxy {
 pub struct Synced {
     /// Elements, rules or real servers changed in the kernel.
     pub changes: usize,
+    /// How long the kernel worked on it, where that is known.
+    pub in_kernel: Option<Duration>,
     /// UDP flows to be forgotten.
     pub stale: Stale,
 }
@@ -59,6 +64,7 @@ impl Proxy {
             set_aside: HashMap::new(),
             refusals: 0,
             outgrown: false,
+            in_kernel: None,
             tables: Vec::new(),
         }
     }
@@ -113,7 +119,7 @@ impl Proxy {
             log::warn!("{clash}");
         }
         self.loaded = outcome.is_ok() && !std::mem::take(&mut self.outgrown);
-        Ok(Synced { changes: outcome?, stale: self.ledger.take_stale() })
+        Ok(Synced { changes: outcome?, in_kernel: self.in_kernel.take(), stale: self.ledger.take_stale() })
     }
 
     /// Looks whether our rules are still there; a sync is needed if not.
@@ -126,7 +132,7 @@ impl Proxy {
     }
 
     /// Gives the backend time for what it does by itself; returns when it wants more.
-    pub fn tick(&mut self) -> Option<std::time::Duration> {
+    pub fn tick(&mut self) -> Option<Duration> {
         self.backend.tick()
     }
 
@@ -213,6 +219,7 @@ impl Proxy {
         self.refusals += report.refusals;
         self.outgrown = report.outgrown;
         self.tables = report.tables;
+        self.in_kernel = report.in_kernel.map(|took| took + self.in_kernel.unwrap_or_default());
         report.changes
     }
 }

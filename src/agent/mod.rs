@@ -18,6 +18,7 @@ pub use setup::node_name;
 pub use start::{dry_run, init_only, run};
 
 use std::cell::RefCell;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,7 @@ use async_io::Timer;
 use ipnet::IpNet;
 use smol::channel::Receiver;
 use smol::future::FutureExt;
+use smol::stream::StreamExt;
 
 use crate::config::{Config, DetectLocal, Mode};
 use crate::kernel::links;
@@ -59,7 +61,7 @@ enum Stop {
 struct Agent {
     config: Config,
     store: Store,
-    events: Receiver<Event>,
+    events: Pin<Box<Receiver<Event>>>,
     proxies: Vec<Rc<RefCell<Proxy>>>,
     pace: Pace,
     watchers: Watchers,
@@ -109,9 +111,9 @@ impl Agent {
     async fn wake(&mut self) -> Wake {
         let deadline = self.deadline();
         let event = async {
-            match self.events.recv().await {
-                Ok(event) => Wake::Event(event),
-                Err(_) => Wake::Stop(Stop::Failure("the source of objects ended".into())),
+            match self.events.next().await {
+                Some(event) => Wake::Event(event),
+                None => Wake::Stop(Stop::Failure("the source of objects ended".into())),
             }
         };
         let addresses = async {

@@ -127,8 +127,8 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<St
     }
     apply_conntrack(&setup.config)?;
     let health = Health::new(time::clock(), setup.config.sync_period);
-    let failures = unbounded();
-    serve_pages(&setup, loaded, &health, &failures.0)?;
+    let (fail, failed) = unbounded();
+    serve_pages(&setup, loaded, &health, &fail)?;
     let families = modes::families(setup.config.mode)?;
     // What this node lacks is told now, not when the API server answers.
     let backends =
@@ -178,7 +178,7 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<St
         health,
         service_health,
         client: setup.client,
-        failures,
+        failures: (fail, Box::pin(failed)),
         sweeping: Rc::default(),
         watchdog: Watchdog::new(),
         born: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64,
@@ -189,7 +189,7 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<St
         inspect_at: Instant::now(),
         config: setup.config,
         store: setup.store,
-        events: setup.events,
+        events: Box::pin(setup.events),
         proxies,
         pace,
         watchers,

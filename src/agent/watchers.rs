@@ -3,6 +3,7 @@
 //! Looks on. Nothing here changes what is programmed.
 
 use std::cell::RefCell;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -10,6 +11,7 @@ use nix::sys::socket::AddressFamily;
 use smol::LocalExecutor;
 use smol::channel::{Receiver, Sender};
 use smol::lock::Mutex;
+use smol::stream::StreamExt;
 
 use super::family::{Proxy, Synced};
 use crate::backend::Error;
@@ -40,8 +42,8 @@ pub struct Watchers {
     pub service_health: Vec<(Family, Rc<Mutex<ServiceHealth>>)>,
     /// Where events go; not with manifests.
     pub client: Option<Rc<Client>>,
-    /// Fatal failures of servers.
-    pub failures: (Sender<String>, Receiver<String>),
+    /// Fatal failures of servers. With no server that could fail, the first half keeps the second one waiting.
+    pub failures: (Sender<String>, Pin<Box<Receiver<String>>>),
     /// One sweep at a time, so that a later one has the last word.
     pub sweeping: Rc<Mutex<()>>,
     /// What systemd wants to hear.
@@ -120,10 +122,16 @@ impl Watchers {
         self.metrics.no_local_endpoints.with(&["internal", label]).set(tally.no_local_internal as f64);
         self.metrics.no_local_endpoints.with(&["external", label]).set(tally.no_local_external as f64);
         let (services, endpoints) = (tally.services, tally.endpoints);
-        let (changes, milliseconds) = (synced.changes, took.as_secs_f64() * 1000.0);
-        let took = format!("{milliseconds:.1}ms");
+        let changes = synced.changes;
+        let milliseconds = |time: Duration| format!("{:.1}ms", time.as_secs_f64() * 1000.0);
         let level = if full { log::Level::Info } else { log::Level::Debug };
-        log::log!(level, ip_family = label, services, endpoints, changes, took = took.as_str(); "synced");
+        let took = milliseconds(took);
+        match synced.in_kernel.map(milliseconds) {
+            Some(in_kernel) => {
+                log::log!(level, ip_family = label, services, endpoints, changes, took, in_kernel; "synced");
+            }
+            None => log::log!(level, ip_family = label, services, endpoints, changes, took; "synced"),
+        }
         drop(this);
         self.tell_health_checks(proxy);
         self.sweep(family, synced.stale);
@@ -147,8 +155,8 @@ impl Watchers {
     }
 
     /// Waits for the failure of a server that must not fail.
-    pub async fn failure(&self) -> String {
-        self.failures.1.recv().await.unwrap_or_else(|_| "a server ended".into())
+    pub async fn failure(&mut self) -> String {
+        self.failures.1.next().await.unwrap_or_else(|| "a server ended".into())
     }
 
     /// When systemd wants to hear from us next.

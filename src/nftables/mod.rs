@@ -172,7 +172,9 @@ impl Table {
 impl Backend for Table {
     fn replace(&mut self, facts: &NodeFacts, services: &mut dyn Iterator<Item = ServicePlan>) -> Result<Report, Error> {
         self.state = None;
-        self.load(facts, services)
+        let mut report = self.load(facts, services)?;
+        report.in_kernel = Some(self.nft.take_spent());
+        Ok(report)
     }
 
     fn update(&mut self, changed: &[ServicePlan]) -> Result<Report, Error> {
@@ -189,6 +191,7 @@ impl Backend for Table {
         report.changes = self.write(&mut batch, changes);
         self.nft.commit(&mut batch).map_err(|error| Error(error.to_string()))?;
         self.state = Some(state);
+        report.in_kernel = Some(self.nft.take_spent());
         Ok(report)
     }
 

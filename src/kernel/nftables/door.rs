@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{SockProtocol, getsockopt, sockopt};
@@ -33,6 +34,10 @@ pub struct Nftables {
     socket: Socket,
     limit: usize,
     sequence: u32,
+    /// How long the kernel worked on transactions since that was asked last.
+    spent: Duration,
+    /// For the question that is asked over and over.
+    question: Buffer,
 }
 
 /// An element as read from the kernel.
@@ -91,7 +96,7 @@ impl Nftables {
         socket.reserve(SEND_QUEUE, RECEIVE_QUEUE);
         // A datagram must fit into the send queue (netlink_sendmsg).
         let limit = getsockopt(&socket, sockopt::SndBuf).unwrap_or(200_000) - 4096;
-        Ok(Self { socket, limit, sequence: 0 })
+        Ok(Self { socket, limit, sequence: 0, spent: Duration::ZERO, question: Buffer::new() })
     }
 
     /// The largest transaction that can be sent, in bytes.
@@ -128,12 +133,20 @@ impl Nftables {
         self.hand_over(batch, false)
     }
 
+    /// How long the kernel worked on transactions since this was asked last.
+    pub fn take_spent(&mut self) -> Duration {
+        std::mem::take(&mut self.spent)
+    }
+
     fn hand_over(&mut self, batch: &mut Batch, for_real: bool) -> Result<(), CommitError> {
         if batch.is_empty() {
             return Ok(());
         }
         let (bytes, last) = batch.seal(for_real);
+        let began = Instant::now();
+        // The kernel carries it out before this returns.
         let sent = self.socket.send(bytes);
+        self.spent += began.elapsed();
         batch.restart();
         sent.map_err(|error| match error.raw_os_error() {
             Some(code) => CommitError::Refused { message: None, errno: Errno::from_raw(code), text: None },
@@ -178,9 +191,10 @@ impl Nftables {
     /// When nf_tables is not there.
     pub fn generation(&mut self) -> io::Result<u32> {
         let mut generation = None;
-        let mut request = Buffer::new();
-        request.message(subsystem(GETGEN), ACK, self.next(), &[0; 4]);
-        self.socket.request(&request, |message| {
+        let sequence = self.next();
+        self.question.clear();
+        self.question.message(subsystem(GETGEN), ACK, sequence, &[0; 4]);
+        self.socket.request(&self.question, |message| {
             generation = generation.or(message.payload.get(4..).and_then(|a| attribute(a, GEN_ID)).and_then(be32));
         })?;
         generation.ok_or_else(|| io::Error::other("nf_tables does not tell its generation"))
