@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::held::Held;
 use super::rules::{Set, TABLE, TABLE_COMMENT, chains, sets, table_family};
 use super::wanted::{Entrance, Kind, Server};
 use crate::backend::Error;
@@ -164,12 +165,12 @@ impl Filter {
         let held = self.read(facts).map_err(|error| Error(format!("cannot read nftables table {TABLE}: {error}")))?;
         let mut batch = Batch::new(table_family(self.family), TABLE, None);
         let mut held = match held {
-            Held::Nothing => HashSet::new(),
-            Held::Foreign => {
+            Kernel::Absent => Default::default(),
+            Kernel::Foreign => {
                 batch.delete_table();
-                HashSet::new()
+                Default::default()
             }
-            Held::Ours(records) => records,
+            Kernel::Ours(held) => held,
         };
         batch.add_table(TABLE_COMMENT);
         self.specs.iter().for_each(|set| batch.add_set(set));
@@ -177,14 +178,16 @@ impl Filter {
         add_chains(&mut batch, &chains(facts));
         let (mut added, mut changes) = (Vec::new(), 0);
         // Where nothing has to go first, nothing has to be remembered.
-        let portion = if held.is_empty() { PORTION } else { usize::MAX };
-        for record in wanted.filter(|record| !held.remove(record)) {
+        let portion = if held.iter().all(Held::is_empty) { PORTION } else { usize::MAX };
+        for record in wanted.filter(|record| !held[record.set as usize].want(&record.bytes)) {
             added.push(record);
             if added.len() >= portion {
                 changes += write(&mut batch, &mut Vec::new(), &mut added);
             }
         }
-        changes += write(&mut batch, &mut held.into_iter().collect(), &mut added);
+        let leftovers =
+            Set::ALL.into_iter().flat_map(|set| held[set as usize].leftovers().map(move |bytes| record(set, &[bytes])));
+        changes += write(&mut batch, &mut leftovers.collect(), &mut added);
         self.commit(batch)?;
         Ok(changes)
     }
@@ -254,34 +257,36 @@ impl Filter {
         Ok(found.len() == self.specs.len() && self.specs.iter().all(|spec| found.iter().any(|read| spec.is(read))))
     }
 
-    fn read(&mut self, facts: &NodeFacts) -> io::Result<Held> {
+    fn read(&mut self, facts: &NodeFacts) -> io::Result<Kernel> {
         let family = table_family(self.family);
         if !self.nft.has_table(family, TABLE)? {
-            return Ok(Held::Nothing);
+            return Ok(Kernel::Absent);
         }
         let ours = chains(facts);
         let known = |name: &str, hooked| ours.iter().any(|chain| chain.name == name && chain.hook.is_some() == hooked);
         if !self.has_our_sets()? || !self.nft.chains(family, TABLE)?.iter().all(|(name, hooked)| known(name, *hooked)) {
-            return Ok(Held::Foreign);
+            return Ok(Kernel::Foreign);
         }
-        let mut records = HashSet::new();
-        for set in Set::ALL {
+        let mut held: Box<[Held; Set::ALL.len()]> = Box::default();
+        for (set, held) in Set::ALL.into_iter().zip(held.iter_mut()) {
             self.nft.elements(family, TABLE, set.name(), |element| {
                 // A range of one address may have no end of its own.
                 let end = if set.has_ranges() { element.end.unwrap_or(element.key) } else { &[] };
-                records.insert(record(set, &[element.key, end]));
+                held.push([element.key, end]);
             })?;
+            held.sort();
         }
-        Ok(Held::Ours(records))
+        Ok(Kernel::Ours(held))
     }
 }
 
 /// What the kernel holds under our name.
-enum Held {
-    Nothing,
+enum Kernel {
+    Absent,
     /// A table of another layout, from another version.
     Foreign,
-    Ours(HashSet<Record>),
+    /// Ours, with the elements of each set.
+    Ours(Box<[Held; Set::ALL.len()]>),
 }
 
 /// What goes comes first: a new range may overlap an old one. Leaves both empty.

@@ -1,10 +1,11 @@
 //! The IPVS backend: virtual servers over generic netlink, their addresses on a dummy device, and a small nftables
 //! table for what IPVS cannot do.
 //!
-//! [`wanted`] is what a Service asks for, [`servers`] writes virtual servers, [`filter`] the elements of [`rules`]. This
-//! module keeps what was programmed and writes the differences. It holds no policy.
+//! [`wanted`] is what a Service asks for, [`servers`] writes virtual servers, [`filter`] the elements of [`rules`], once
+//! it knows what is [`held`]. This module keeps what was programmed and writes the differences. It holds no policy.
 
 mod filter;
+mod held;
 mod rules;
 mod scheduler;
 mod servers;

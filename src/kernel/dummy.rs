@@ -136,8 +136,9 @@ impl Dummy {
         harmless: libc::c_int,
     ) -> io::Result<()> {
         let mut first = None;
+        let mut buffer = Buffer::new();
         for portion in addresses.chunks(PORTION) {
-            let mut buffer = Buffer::new();
+            buffer.clear();
             let mut last = 0;
             for address in portion {
                 last = self.socket.next_sequence();

@@ -133,6 +133,8 @@ pub struct Refused {
 /// The door to IPVS.
 pub struct Ipvs {
     family: Family,
+    /// For commands. Kept: static builds give so much memory back to the kernel each time, and take it anew.
+    buffer: Buffer,
 }
 
 // === impl Ipvs ===
@@ -145,7 +147,7 @@ impl Ipvs {
     pub fn open() -> io::Result<Self> {
         let mut family = Family::open("IPVS", 1)?;
         family.socket().reserve(0, RECEIVE_QUEUE);
-        Ok(Self { family })
+        Ok(Self { family, buffer: Buffer::new() })
     }
 
     /// All virtual servers that have an address (those for packet marks have none).
@@ -213,11 +215,12 @@ impl Ipvs {
     }
 
     fn run_portion(&mut self, portion: Vec<Command>, refused: &mut Vec<Refused>) -> io::Result<()> {
-        let mut buffer = Buffer::new();
+        let buffer = &mut self.buffer;
+        buffer.clear();
         let mut last = 0;
         for command in &portion {
-            last = self.family.message(&mut buffer, command.number(), 0);
-            command.encode(&mut buffer);
+            last = self.family.message(buffer, command.number(), 0);
+            command.encode(buffer);
         }
         buffer.add_flags(ACK);
         let first = last.wrapping_sub(portion.len() as u32 - 1);
