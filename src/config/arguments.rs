@@ -6,7 +6,7 @@ use argh::{ArgsInfo, FlagInfo, FlagInfoKind, Optionality};
 use super::flags::{Flags, parse_bool};
 
 /// The flags in `words` as pairs of `--name` and value, each name once unless it may repeat; `None` when help is asked
-/// for.
+/// for, and the flags beside it exist.
 ///
 /// # Errors
 /// A flag that does not exist or lacks its value, or a word that belongs to no flag.
@@ -14,6 +14,7 @@ pub fn pairs(words: &[String]) -> Result<Option<Vec<(String, String)>>, String> 
     let known = Flags::get_args_info().flags;
     let mut pairs: Vec<(String, String)> = Vec::new();
     let mut strays = Vec::new();
+    let mut help = false;
     let mut rest = words.iter();
     while let Some(word) = rest.next() {
         if word == "--" {
@@ -25,11 +26,8 @@ pub fn pairs(words: &[String]) -> Result<Option<Vec<(String, String)>>, String> 
             continue;
         };
         if matches!(&*name, "--help" | "-h") {
-            match value.map_or(Ok(true), parse_bool) {
-                Ok(true) => return Ok(None),
-                Ok(false) => continue,
-                Err(error) => return Err(format!("{name}: {error}")),
-            }
+            help = value.map_or(Ok(true), parse_bool).map_err(|error| format!("{name}: {error}"))?;
+            continue;
         }
         let flag = known.iter().find(|flag| flag.long == name).ok_or_else(|| format!("unknown flag: {name}"))?;
         let value = match value {
@@ -41,6 +39,9 @@ pub fn pairs(words: &[String]) -> Result<Option<Vec<(String, String)>>, String> 
             pairs.retain(|(earlier, _)| *earlier != name);
         }
         pairs.push((name, value));
+    }
+    if help {
+        return Ok(None);
     }
     strays.retain(|word| !word.is_empty());
     match strays.is_empty() {
@@ -108,6 +109,8 @@ mod tests {
             ("--cleanup -h", "help"),
             ("--help=1", "help"),
             ("--help=false --cleanup", "--cleanup=true"),
+            ("--help --help=false --cleanup", "--cleanup=true"),
+            ("--help --cleanup=0 stray", "help"),
         ] {
             assert_eq!(read(line).expect(line), expected, "{line}");
         }
@@ -120,6 +123,7 @@ mod tests {
             ("--nonsense=1", "unknown flag: --nonsense"),
             ("-config=a", "unknown flag: -config"),
             ("-x", "unknown flag: -x"),
+            ("--help --nonsense", "unknown flag: --nonsense"),
             ("--help=maybe", "--help: \"maybe\" is neither true nor false"),
             ("-h=", "-h: \"\" is neither true nor false"),
             ("--config", "flag needs an argument: --config"),
