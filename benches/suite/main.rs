@@ -165,8 +165,9 @@ fn measure_rules(wishes: &Wishes) -> Result<(), String> {
         for (index, binary) in [&wishes.binary].into_iter().chain(&wishes.peers).enumerate() {
             let Subject { name, binary, .. } = subject(index, binary);
             eprintln!("{name} with {services} Services, iptables-{variant}, load {:.1}", load_average());
-            let alone = if index == 0 { wishes.starts } else { 0 };
-            let job = rules::Job { binary, variant: variant.clone(), services, alone };
+            // Others take minutes for a start.
+            let (starts, alone) = if index == 0 { (wishes.starts, true) } else { (1, false) };
+            let job = rules::Job { binary, variant: variant.clone(), services, starts, alone };
             let outcome: rules::Outcome = send_in("rules", &job)?;
             outcomes.push((name, job, outcome));
             eprintln!("{}", rules::page(&outcomes[outcomes.len() - 1..]));

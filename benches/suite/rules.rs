@@ -23,6 +23,7 @@ use crate::cluster::Cluster;
 use crate::kernel;
 use crate::measure::{full_sync, shell};
 use crate::proxy::{Proxy, write_config};
+use crate::report::median;
 
 /// A table that did not change for so long may be complete.
 const CALM: Duration = Duration::from_millis(1500);
@@ -42,17 +43,19 @@ pub struct Job {
     pub variant: String,
     /// How many Services, of three endpoints each.
     pub services: usize,
-    /// How often the tool alone loads what the proxy loaded.
-    pub alone: usize,
+    /// How often the proxy starts.
+    pub starts: usize,
+    /// Whether the tools alone load the same, after each start.
+    pub alone: bool,
 }
 
 /// What came out.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Outcome {
-    /// From the start of the process until everything is in the kernel: seconds.
-    pub start: f64,
+    /// From the start of the process until everything is in the kernel: seconds, one per start.
+    pub start: Vec<f64>,
     /// The proxy's own word on its first sync: seconds.
-    pub full_sync: Option<f64>,
+    pub full_sync: Vec<f64>,
     /// The tools alone, one family after the other, on the text that was read back: seconds.
     pub alone: Vec<f64>,
     /// Event → kernel: milliseconds, ascending.
@@ -86,37 +89,52 @@ pub fn measure(job: &Job, folder: &Path) -> Result<Outcome, String> {
     };
     let wrapper = ["env".to_owned(), format!("PATH={path}")];
     let mut stamp = Stamp::new(&job.variant).map_err(explain)?;
-    let began = Instant::now();
-    let mut proxy = Proxy::start(&wrapper, &job.binary, &config, &log).map_err(explain)?;
-    let (took, rules) = await_rules(&mut proxy, &mut stamp, job, began).map_err(explain)?;
-    let mut outcome = Outcome { start: took.as_secs_f64(), full_sync: full_sync(), rules, ..Outcome::default() };
+    let mut outcome = Outcome::default();
+    let tools = ["iptables", "ip6tables"].map(|tool| format!("{tool}-{}", job.variant));
+    let texts = tools.each_ref().map(|tool| folder.join(tool));
+    for start in 1..=job.starts {
+        let began = Instant::now();
+        let mut proxy = Proxy::start(&wrapper, &job.binary, &config, &log).map_err(explain)?;
+        let (took, rules) = await_rules(&mut proxy, &mut stamp, job, began).map_err(explain)?;
+        outcome.start.push(took.as_secs_f64());
+        outcome.full_sync.extend(full_sync());
+        outcome.rules = rules;
+        if start == job.starts {
+            change_all(job, &server, &mut stamp, &mut outcome).map_err(explain)?;
+            let cost = proxy.cost().map_err(explain)?;
+            outcome.memory = (cost.rss, cost.peak);
+        }
+        proxy.stop();
+        let mut took = 0.0;
+        for (tool, text) in tools.iter().zip(&texts) {
+            shell(&format!("for t in {TABLES}; do {tool}-save -t $t; done > {}", text.display()))?;
+            flush(tool)?;
+            if job.alone {
+                took += restore(tool, text).map_err(explain)?.as_secs_f64();
+                flush(tool)?;
+            }
+        }
+        outcome.alone.extend(job.alone.then_some(took));
+    }
+    Ok(outcome)
+}
+
+/// Empties the tables, so that the next one begins as the first one did.
+fn flush(tool: &str) -> Result<String, String> {
+    shell(&format!("for t in {TABLES}; do {tool} -t $t -F; {tool} -t $t -X; done"))
+}
+
+/// One endpoint comes, and goes, and so on.
+fn change_all(job: &Job, server: &ApiServer, stamp: &mut Stamp, outcome: &mut Outcome) -> io::Result<()> {
     for round in 0..ROUNDS {
         let service = (round as usize).wrapping_mul(7919) % job.services;
         for size in [4, 3] {
-            let took = change(&server, &mut stamp, service, size, round * 2 + size as u32 % 2).map_err(explain)?;
+            let took = change(server, stamp, service, size, round * 2 + size as u32 % 2)?;
             outcome.changes.push(took.as_secs_f64() * 1000.0);
         }
     }
     outcome.changes.sort_unstable_by(f64::total_cmp);
-    let cost = proxy.cost().map_err(explain)?;
-    outcome.memory = (cost.rss, cost.peak);
-    proxy.stop();
-    if job.alone > 0 {
-        let tools = ["iptables", "ip6tables"].map(|tool| format!("{tool}-{}", job.variant));
-        let texts = tools.each_ref().map(|tool| folder.join(tool));
-        for (tool, text) in tools.iter().zip(&texts) {
-            shell(&format!("for t in {TABLES}; do {tool}-save -t $t; done > {}", text.display()))?;
-        }
-        for _ in 0..job.alone {
-            let mut took = 0.0;
-            for (tool, text) in tools.iter().zip(&texts) {
-                shell(&format!("for t in {TABLES}; do {tool} -t $t -F; {tool} -t $t -X; done"))?;
-                took += restore(tool, text).map_err(explain)?.as_secs_f64();
-            }
-            outcome.alone.push(took);
-        }
-    }
-    Ok(outcome)
+    Ok(())
 }
 
 /// A PATH on which the variant comes first.
@@ -187,9 +205,15 @@ pub fn page(outcomes: &[(String, Job, Outcome)]) -> String {
          | nat rules | memory, peak |\n|---|---|---|---|---|---|---|---|---|---|\n",
     );
     for (name, job, outcome) in outcomes {
-        let seconds = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.2} s"));
-        let mut alone = outcome.alone.clone();
-        alone.sort_unstable_by(f64::total_cmp);
+        let seconds = |values: &[f64]| {
+            let mut sorted = values.to_vec();
+            sorted.sort_unstable_by(f64::total_cmp);
+            match &sorted[..] {
+                [] => String::new(),
+                [one] => format!("{one:.3} s"),
+                [least, .., most] => format!("{:.3} s ({least:.3} to {most:.3})", median(&sorted)),
+            }
+        };
         let milliseconds = |value: Option<&f64>| value.map_or_else(String::new, |value| format!("{value:.0} ms"));
         // Writing to a String cannot fail.
         let _ = writeln!(
@@ -197,9 +221,9 @@ pub fn page(outcomes: &[(String, Job, Outcome)]) -> String {
             "| {} | {} | {name} | {} | {} | {} | {} | {} | {} | {:.1} MB, {:.1} MB |",
             job.variant,
             job.services,
-            seconds(Some(outcome.start)),
-            seconds(outcome.full_sync),
-            seconds(alone.get(alone.len() / 2).copied()),
+            seconds(&outcome.start),
+            seconds(&outcome.full_sync),
+            seconds(&outcome.alone),
             milliseconds(outcome.changes.get(outcome.changes.len() / 2)),
             milliseconds(outcome.changes.last()),
             outcome.rules,

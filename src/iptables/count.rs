@@ -2,7 +2,8 @@
 
 use crate::backend::Rules;
 
-use super::shared::{Shape, Table};
+use super::shape::Shape;
+use super::shared::Table;
 
 /// Numbers of rules; mangle has none of ours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

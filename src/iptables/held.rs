@@ -10,7 +10,8 @@ use crate::backend::Error;
 
 use super::names::ChainName;
 use super::probe::Tools;
-use super::shared::{FIREWALL, Jump, Table, goes, is_draw, is_ours};
+use super::shape::Jump;
+use super::shared::{FIREWALL, Table, goes, is_draw, is_ours};
 
 /// A chain's rules in their order, without comments.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

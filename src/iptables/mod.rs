@@ -1,9 +1,10 @@
 //! The iptables backend: a plan as chains and rules of `iptables`, in either of its variants (contract 9).
 //!
-//! One way through: `rules` says one Service as text, `shared` what all have in common, `held` what the kernel has,
-//! `load` writes everything that differs from that, `state` what differs from what was programmed before; `restore` runs
-//! it with the tools that `probe` found, and `watch` looks whether it is still there. `cleanup` removes what any kube-proxy
-//! left: of the nft variant over netlink (`leftovers`), of the legacy one with its tools. Contains no policy.
+//! One way through: `rules` says one Service as text, `shape` what comes from none, `shared` which chains there are; `held`
+//! is what the kernel has, `load` writes everything that differs from that, `state` what differs from what was programmed
+//! before; `restore` runs it with the tools that `probe` found, and `watch` looks whether it is still there. `cleanup`
+//! removes what any kube-proxy left: of the nft variant over netlink (`leftovers`), of the legacy one with its tools.
+//! Contains no policy.
 //!
 //! What it costs: the legacy variant reads and replaces a whole table for every change, so its time grows with the
 //! cluster whatever we do; we touch a table only if it changes. The nft variant takes a time that grows with the square
@@ -21,6 +22,7 @@ mod probability;
 mod probe;
 mod restore;
 mod rules;
+mod shape;
 mod shared;
 mod state;
 mod tap;
@@ -40,7 +42,8 @@ use crate::plan::{NodeFacts, PortName, ServicePlan};
 use count::Count;
 use probe::{Question, Variant};
 use restore::{Aside, Owner, Section};
-use shared::{Shape, Table};
+use shape::Shape;
+use shared::Table;
 use state::{Programmed, Script};
 use watch::Watch;
 

@@ -13,7 +13,8 @@ use crate::plan::{Endpoint, PortPlan, Route, ServicePlan};
 
 use super::names::{ChainName, Kind, PortChains, Socket};
 use super::probability::Probability;
-use super::shared::{COUNTERS, DRAWN, MARK_MASQ, Shape, Shared, nfacct};
+use super::shape::{Shape, nfacct};
+use super::shared::{COUNTERS, DRAWN, MARK_MASQ, Shared};
 
 /// Bytes that have room for a target: of an IPv4 endpoint; others may need more.
 const TARGET: usize = " -j DNAT --to-destination 255.255.255.255:65535".len();

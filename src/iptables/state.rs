@@ -13,7 +13,8 @@ use super::names::ChainName;
 use super::packed::Packed;
 use super::restore::{Section, Whose};
 use super::rules::Rules;
-use super::shared::{Shape, Shared, Table};
+use super::shape::Shape;
+use super::shared::{Shared, Table};
 
 /// What is programmed of one Service.
 #[derive(Default)]

@@ -9,6 +9,9 @@ use std::process::{Child, ChildStdin};
 use super::probe::Tools;
 use super::shared::Table;
 
+/// Bytes that are collected before they are written: few, for the tool has nothing to do before the first of them.
+const PIECE: usize = 1 << 14;
+
 /// The tool starts with the first line.
 pub struct Tap {
     tools: Tools,
@@ -49,8 +52,9 @@ impl Tap {
                 write!(running.text, "COMMIT\n*{}\n", table.as_str())
             }
             None => self.tools.reader().and_then(|(tool, stdin)| {
-                let mut text = BufWriter::with_capacity(1 << 16, stdin);
-                let begun = writeln!(text, "*{}", table.as_str());
+                let mut text = BufWriter::with_capacity(PIECE, stdin);
+                // At once, for the tool reads the table when it is named.
+                let begun = writeln!(text, "*{}", table.as_str()).and_then(|()| text.flush());
                 self.running = Some(Running { tool, text, table });
                 begun
             }),
