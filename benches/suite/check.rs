@@ -22,8 +22,9 @@ use crate::proxy::{Proxy, write_config};
 const SIZES: (usize, usize) = (20, 1000);
 /// Changes of the two runs whose difference is counted.
 const EVENTS: (u32, u32) = (50, 250);
-/// Seconds that a third run does nothing, after as many changes as the first one.
-const IDLE: u32 = 15;
+/// Seconds without changes, after them: of both of these runs, so that what comes once a little later is in both; and of a
+/// third one, with as many changes as the first.
+const IDLE: (u32, u32) = (5, 20);
 
 /// A run under valgrind's DHAT, which counts allocations and instructions.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -106,12 +107,12 @@ fn counts(binary: &Path) -> Result<[(&'static str, f64); 3], String> {
     }
     let run =
         |changes, idle| send_in::<_, (f64, f64)>("counted", &Counted { binary: binary.to_owned(), changes, idle });
-    let (few, many, idle) = (run(EVENTS.0, 0)?, run(EVENTS.1, 0)?, run(EVENTS.0, IDLE)?);
+    let (few, many, idle) = (run(EVENTS.0, IDLE.0)?, run(EVENTS.1, IDLE.0)?, run(EVENTS.0, IDLE.1)?);
     let more = f64::from(EVENTS.1 - EVENTS.0);
     Ok([
         ("allocations-per-change", (many.0 - few.0) / more),
         ("instructions-per-change", (many.1 - few.1) / more),
-        ("allocations-per-idle-second", (idle.0 - few.0) / f64::from(IDLE)),
+        ("allocations-per-idle-second", (idle.0 - few.0) / f64::from(IDLE.1 - IDLE.0)),
     ])
 }
 
