@@ -11,6 +11,7 @@ mod pace;
 mod setup;
 mod signs;
 mod start;
+mod thread;
 mod watchers;
 
 pub use modes::cleanup;
@@ -22,7 +23,6 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use async_io::Timer;
 use ipnet::IpNet;
 use smol::channel::Receiver;
 use smol::future::FutureExt;
@@ -35,6 +35,7 @@ use facts::NodeAddresses;
 use family::Proxy;
 use pace::Pace;
 use signs::{ConfigFile, Signals};
+use thread::Alarm;
 use watchers::Watchers;
 
 /// How many events are taken in before the loop looks at anything else.
@@ -60,6 +61,7 @@ enum Stop {
 /// The state of the loop.
 struct Agent {
     config: Config,
+    alarm: Rc<Alarm>,
     store: Store,
     events: Pin<Box<Receiver<Event>>>,
     proxies: Vec<Rc<RefCell<Proxy>>>,
@@ -123,7 +125,7 @@ impl Agent {
             }
         };
         let timer = async {
-            Timer::at(deadline).await;
+            self.alarm.at(deadline).await;
             Wake::Deadline
         };
         let signal = async { Wake::Stop(Stop::Signal(self.signals.next().await)) };

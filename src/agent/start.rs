@@ -16,6 +16,7 @@ use super::onlookers::{expose_counters, expose_traffic, health_addresses, post_s
 use super::pace::Pace;
 use super::setup::Setup;
 use super::signs::{ConfigFile, Signals};
+use super::thread::{self, Alarm};
 use super::watchers::{Watchdog, Watchers};
 use super::{Agent, Stop};
 use crate::config::{Config, Loaded, Mode, Options};
@@ -37,10 +38,11 @@ const SERVICE_CIDR_PATIENCE: Duration = Duration::from_secs(1);
 /// One line that says why it cannot go on.
 pub fn run(options: &Options, loaded: Loaded) -> Result<(), String> {
     let executor = Rc::new(LocalExecutor::new());
+    let alarm = Rc::new(Alarm::default());
     let signals = Signals::catch().map_err(|error| format!("cannot catch signals: {error}"))?;
     let main = async {
         let setup = Setup::begin(Rc::clone(&executor), options, &loaded)?;
-        match serve(setup, &loaded, signals).await? {
+        match serve(setup, &loaded, signals, Rc::clone(&alarm)).await? {
             Stop::Signal(name) => {
                 systemd::stopping();
                 log::info!("{name}: ending; the rules stay in place");
@@ -49,7 +51,7 @@ pub fn run(options: &Options, loaded: Loaded) -> Result<(), String> {
             Stop::Failure(reason) => Err(reason),
         }
     };
-    async_io::block_on(executor.run(main))
+    thread::block_on(&alarm, executor.run(main))
 }
 
 /// Does what needs full privileges, and nothing else (contract 2.6).
@@ -115,7 +117,7 @@ pub fn dry_run(options: &Options, loaded: &Loaded) -> Result<String, String> {
     async_io::block_on(executor.run(main))
 }
 
-async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<Stop, String> {
+async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals, alarm: Rc<Alarm>) -> Result<Stop, String> {
     let config_file = match &loaded.file {
         Some(path) => {
             Some(ConfigFile::watch(path).map_err(|error| format!("cannot watch {}: {error}", path.display()))?)
@@ -186,6 +188,7 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals) -> Result<St
         pending_slices: 0,
     };
     let agent = Agent {
+        alarm,
         inspect_at: Instant::now(),
         config: setup.config,
         store: setup.store,
