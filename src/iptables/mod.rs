@@ -11,6 +11,7 @@
 //! of the chains in one call, so a full load goes in slices. Both are child processes that are waited for: a few
 //! milliseconds for a change in the nft variant, up to seconds for a full load of thousands of Services.
 
+mod address;
 mod cleanup;
 mod count;
 mod held;

@@ -9,6 +9,8 @@ use ring::digest::{Context, SHA256};
 
 use crate::plan::{Endpoint, PortName};
 
+use super::address::Socket;
+
 /// Bytes of the hash in a name: 16 digits of base 32.
 const HASH: usize = 10;
 const DIGITS: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
@@ -42,9 +44,6 @@ pub struct PortChains {
     port: Context,
     hash: [u8; HASH],
 }
-
-/// An endpoint as addresses are written with a port.
-pub(super) struct Socket<'a>(pub &'a Endpoint);
 
 // === impl Kind ===
 
@@ -123,14 +122,6 @@ impl PortChains {
         let mut context = self.port.clone();
         context.update(Socket(endpoint).to_string().as_bytes());
         ChainName { kind: Kind::Endpoint, hash: first_bytes(context) }
-    }
-}
-
-// === impl Socket ===
-
-impl fmt::Display for Socket<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        std::net::SocketAddr::new(self.0.address, self.0.port).fmt(f)
     }
 }
 

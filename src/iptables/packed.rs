@@ -82,7 +82,10 @@ impl Packed {
 
 /// How many bytes two texts have in common at their beginning.
 fn common(a: &str, b: &str) -> usize {
-    let same = a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
+    let (blocks, other) = (a.as_bytes().as_chunks::<16>().0, b.as_bytes().as_chunks::<16>().0);
+    let equal = 16 * blocks.iter().zip(other).take_while(|(a, b)| a == b).count();
+    let rest = a.bytes().skip(equal).zip(b.bytes().skip(equal));
+    let same = equal + rest.take_while(|(a, b)| a == b).count();
     (0..=same).rev().find(|&at| b.is_char_boundary(at)).unwrap_or_default()
 }
 

@@ -11,7 +11,8 @@ use std::ops::Range;
 use crate::model::Family;
 use crate::plan::{Endpoint, PortPlan, Route, ServicePlan};
 
-use super::names::{ChainName, Kind, PortChains, Socket};
+use super::address::{Host, Socket};
+use super::names::{ChainName, Kind, PortChains};
 use super::probability::Probability;
 use super::shape::{Shape, nfacct};
 use super::shared::{COUNTERS, DRAWN, MARK_MASQ, Shared};
@@ -53,9 +54,6 @@ enum Target<'a> {
     Chain(ChainName),
     Socket(&'a Endpoint),
 }
-
-/// An address as iptables prints it.
-struct Host(IpAddr);
 
 /// The rules of a Service. Comments of endpoints cost memory in the kernel, and nobody reads thousands of them (contract
 /// 9.6).
@@ -428,14 +426,6 @@ impl fmt::Display for Recent {
             Family::V6 => "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
         };
         write!(f, "--name {} --mask {mask} --rsource", self.name)
-    }
-}
-
-// === impl Host ===
-
-impl fmt::Display for Host {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.0, Family::of(&self.0).host_bits())
     }
 }
 
