@@ -22,19 +22,28 @@ use crate::proxy::{Proxy, write_config};
 const SIZES: (usize, usize) = (20, 1000);
 /// Changes of the two runs whose difference is counted.
 const EVENTS: (u32, u32) = (50, 250);
-/// Seconds without changes, after them: of both of these runs, so that what comes once a little later is in both; and of a
-/// third one, with as many changes as the first.
-const IDLE: (u32, u32) = (5, 20);
+/// After the changes, what comes once a little later is waited for, and then an idle time is watched.
+const SETTLING: Duration = Duration::from_secs(5);
+const IDLE: Duration = Duration::from_secs(10);
 
-/// A run under valgrind's DHAT, which counts allocations and instructions.
+/// A run under valgrind, which tells of allocations and counts instructions.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Counted {
     /// The proxy.
     pub binary: PathBuf,
-    /// How many changes it gets.
+    /// How many changes it gets, before it is left alone for a while.
     pub changes: u32,
-    /// Seconds without any, after them.
-    pub idle: u32,
+}
+
+/// What was counted in a run.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Counts {
+    /// Allocations until the idle time.
+    allocations: usize,
+    /// Allocations in the idle time.
+    idle: usize,
+    /// Instructions of the whole run.
+    instructions: u64,
 }
 
 /// Compares what a binary costs now with the file's lines of `name value tolerance-in-percent`.
@@ -100,35 +109,38 @@ fn values(binary: &Path) -> Result<BTreeMap<&'static str, f64>, String> {
     Ok(values)
 }
 
-/// Allocations and instructions per change, and allocations per idle second: what a run with more of it takes more.
+/// What a run with more changes takes more of, for each of them; and what an idle second takes.
 fn counts(binary: &Path) -> Result<[(&'static str, f64); 3], String> {
     if Command::new("valgrind").arg("--version").output().is_err() {
         return Err("valgrind is not installed".into());
     }
-    let run =
-        |changes, idle| send_in::<_, (f64, f64)>("counted", &Counted { binary: binary.to_owned(), changes, idle });
-    let (few, many, idle) = (run(EVENTS.0, IDLE.0)?, run(EVENTS.1, IDLE.0)?, run(EVENTS.0, IDLE.1)?);
-    let more = f64::from(EVENTS.1 - EVENTS.0);
-    // Two starts differ by one or two allocations, as their reads are cut: to a whole number that is none a second.
-    let idle = ((idle.0 - few.0) / f64::from(IDLE.1 - IDLE.0)).round();
+    let run = |changes| send_in::<_, Counts>("counted", &Counted { binary: binary.to_owned(), changes });
+    let (few, many) = (run(EVENTS.0)?, run(EVENTS.1)?);
+    let per_change = |few: f64, many: f64| (many - few) / f64::from(EVENTS.1 - EVENTS.0);
     Ok([
-        ("allocations-per-change", (many.0 - few.0) / more),
-        ("instructions-per-change", (many.1 - few.1) / more),
-        ("allocations-per-idle-second", idle),
+        ("allocations-per-change", per_change(few.allocations as f64, many.allocations as f64)),
+        ("instructions-per-change", per_change(few.instructions as f64, many.instructions as f64)),
+        ("allocations-per-idle-second", many.idle as f64 / IDLE.as_secs_f64()),
     ])
 }
 
-/// One run under DHAT: all allocations, all instructions.
+/// One run under DHAT.
 ///
 /// # Errors
 /// One line that says what did not work.
-pub fn counted(job: &Counted, folder: &Path) -> Result<(f64, f64), String> {
+pub fn counted(job: &Counted, folder: &Path) -> Result<Counts, String> {
     const SERVICES: usize = 100;
     let server = ApiServer::start(Cluster::new(SERVICES, 3)).map_err(|error| error.to_string())?;
     let config =
         write_config(folder, &server.url(), &server.authority, "nftables").map_err(|error| error.to_string())?;
-    let (log, profile) = (folder.join("log"), folder.join("dhat.json"));
-    let wrapper = ["valgrind".to_owned(), "--tool=dhat".to_owned(), format!("--dhat-out-file={}", profile.display())];
+    let [log, trace, profile] = ["log", "trace", "dhat.json"].map(|name| folder.join(name));
+    let wrapper = [
+        "valgrind".to_owned(),
+        "--tool=dhat".to_owned(),
+        "--trace-malloc=yes".to_owned(),
+        format!("--log-file={}", trace.display()),
+        format!("--dhat-out-file={}", profile.display()),
+    ];
     let mut proxy = Proxy::start(&wrapper, &job.binary, &config, &log).map_err(|error| error.to_string())?;
     await_ruleset(&mut proxy, SERVICES).map_err(|error| format!("under valgrind: {error}"))?;
     // One after another: each is an event, a plan and a transaction of its own, however busy the machine is.
@@ -139,12 +151,22 @@ pub fn counted(job: &Counted, folder: &Path) -> Result<(f64, f64), String> {
         while !matches!(watcher.next(PATIENCE).ok_or("a change never arrived")?, Sight::Mark(seen, _) if seen == mark) {
         }
     }
-    thread::sleep(Duration::from_secs(job.idle.into()));
+    thread::sleep(SETTLING);
+    let allocations = match traced(&trace)? {
+        0 => return Err("valgrind tells of no allocation".into()),
+        some => some,
+    };
+    thread::sleep(IDLE);
+    let idle = traced(&trace)? - allocations;
     proxy.stop();
     let text = fs::read_to_string(&profile).map_err(|error| format!("{}: {error}", profile.display()))?;
     let profile: serde_json::Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
-    let points = profile["pps"].as_array().ok_or("DHAT names no allocations")?;
-    let blocks: u64 = points.iter().filter_map(|point| point["tbk"].as_u64()).sum();
     let instructions = profile["te"].as_u64().ok_or("DHAT counts no instructions")?;
-    Ok((blocks as f64, instructions as f64))
+    Ok(Counts { allocations, idle, instructions })
+}
+
+/// Allocations so far: valgrind writes a line for each, and one for what is freed.
+fn traced(trace: &Path) -> Result<usize, String> {
+    let text = fs::read_to_string(trace).map_err(|error| format!("{}: {error}", trace.display()))?;
+    Ok(text.lines().filter(|line| line.starts_with("--") && line.contains('=') && !line.contains(" free(")).count())
 }

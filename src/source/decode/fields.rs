@@ -48,6 +48,11 @@ pub fn read<'a, M: Field<'a> + Default>(bytes: &'a [u8]) -> Result<M, Malformed>
 
 /// Splits a number off, in which each byte but the last has its highest bit set.
 fn varint(bytes: &mut &[u8]) -> Result<u64, Malformed> {
+    // Most are this short.
+    if let [byte @ ..0x80, rest @ ..] = *bytes {
+        *bytes = rest;
+        return Ok(u64::from(*byte));
+    }
     let mut number = 0;
     for shift in (0..64).step_by(7) {
         let byte = split(bytes, 1)?[0];
