@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kube_proxy::backend::Backend;
 use kube_proxy::kernel::nftables::Nftables;
@@ -22,6 +22,11 @@ fn load(family: Family, services: &[ServicePlan]) -> Table {
     let report = table.replace(&facts(family), &mut services.iter().cloned()).unwrap();
     assert!(report.set_aside.is_empty(), "{:?}", report.set_aside);
     table
+}
+
+/// Names of the chains of our table.
+fn chains(family: &str) -> BTreeSet<String> {
+    listed(family).iter().filter_map(|object| object["chain"]["name"].as_str().map(str::to_owned)).collect()
 }
 
 #[test]
@@ -98,14 +103,14 @@ fn one_endpoint_more_or_less_is_a_handful_of_elements() {
 #[test]
 fn chains_depend_on_kinds_of_services_not_on_their_number() {
     isolated("chains_depend_on_kinds_of_services_not_on_their_number", || {
-        let chains = |services: u16| {
+        let of = |services: u16| {
             let plans: Vec<_> = (1..=services).map(|number| service(Family::V4, number, &[101, 102, 103])).collect();
             load(Family::V4, &plans);
-            let count = listed("ip").iter().filter(|object| object.get("chain").is_some()).count();
+            let chains = chains("ip");
             run("nft delete table ip kube-proxy");
-            count
+            chains
         };
-        assert_eq!(chains(1), chains(500));
+        assert_eq!(of(1), of(500));
     });
 }
 
@@ -166,6 +171,109 @@ fn what_cannot_be_programmed_is_set_aside_and_the_rest_is_served() {
         without_affinity.ports[0].affinity = None;
         assert!(table.update(&[without_affinity]).unwrap().set_aside.is_empty());
         assert_eq!(elements(&listed("ip"), "endpoints").len(), 5100);
+    });
+}
+
+/// A load that needs many transactions must not add a range while one that overlaps it is still there.
+#[test]
+fn ranges_that_overlap_former_ones_replace_them() {
+    isolated("ranges_that_overlap_former_ones_replace_them", || {
+        for (family, name) in FAMILIES {
+            let plans = |endpoints: &[u16], allowed: [&str; 2]| -> Vec<ServicePlan> {
+                let mut plans: Vec<_> = (1..3000).map(|number| service(family, number, endpoints)).collect();
+                let port = &mut plans[0].ports[0];
+                let (vip, allowed) = match family {
+                    Family::V4 => ("198.51.100.1", allowed[0]),
+                    Family::V6 => ("2001:db8::1", allowed[1]),
+                };
+                port.load_balancer_ips = vec![vip.parse().unwrap()];
+                port.source_ranges = allowed.split(' ').map(|range| range.parse().unwrap()).collect();
+                plans
+            };
+            let mut facts = facts(family);
+            let wide = facts.service_cidrs.clone();
+            facts.service_cidrs = wide
+                .iter()
+                .map(|range| range.subnets(range.prefix_len() + 4).unwrap())
+                .flat_map(|mut few| few.next())
+                .collect();
+            let former = plans(&[101, 102, 103], ["10.0.0.0/9 10.160.0.0/16", "fd00::/32 fd00:1::/32"]);
+            Table::new(family).unwrap().replace(&facts, &mut former.into_iter()).unwrap();
+
+            let services = plans(&[104, 105, 106], ["10.0.0.0/8", "fd00::/16"]);
+            load(family, &services);
+            let corrected = meaning(name);
+            run(&format!("nft delete table {name} kube-proxy"));
+            load(family, &services);
+            assert_eq!(meaning(name), corrected);
+        }
+    });
+}
+
+#[test]
+fn who_follows_a_refused_service_is_served() {
+    isolated("who_follows_a_refused_service_is_served", || {
+        let former = [1, 2, 3].map(|number| service(Family::V4, number, &[101, 102]));
+        load(Family::V4, &former);
+        let mut services = former;
+        // Nobody plans two Services at one address; it is what the kernel refuses for sure.
+        services[1] = service(Family::V4, 2, &[103, 104, 105]);
+        services[1].ports[0].cluster_ip = services[0].ports[0].cluster_ip;
+        services[2] = service(Family::V4, 3, &[106, 107, 108]);
+        let mut table = Table::new(Family::V4).unwrap();
+        assert!(table.replace(&facts(Family::V4), &mut services.iter().cloned()).is_err());
+        let report = table.replace(&facts(Family::V4), &mut services.iter().cloned()).unwrap();
+        assert_eq!(report.set_aside.len(), 1, "{:?}", report.set_aside);
+        assert_eq!(&*report.set_aside[0].0.service.to_string(), "default/svc-2");
+
+        let programmed = meaning("ip");
+        run("nft delete table ip kube-proxy");
+        load(Family::V4, &[services[0].clone(), services[2].clone()]);
+        assert_eq!(meaning("ip"), programmed);
+    });
+}
+
+#[test]
+fn what_another_program_changes_meanwhile_is_no_reason_to_write_service_by_service() {
+    isolated("what_another_program_changes_meanwhile_is_no_reason_to_write_service_by_service", || {
+        let services: Vec<_> = (1..100).map(|number| service(Family::V4, number, &[101, 102])).collect();
+        let mut table = Table::new(Family::V4).unwrap();
+        let mut planned = services.iter().cloned().inspect(|_| {
+            run("nft add table inet other; nft delete table inet other");
+        });
+        let error = table.replace(&facts(Family::V4), &mut planned).unwrap_err().to_string();
+        assert!(error.contains("changed by another program"), "{error}");
+        let mut nft = Nftables::open().unwrap();
+        let before = nft.generation().unwrap();
+        table.replace(&facts(Family::V4), &mut services.iter().cloned()).unwrap();
+        assert_eq!(nft.generation().unwrap() - before, 1, "all of them in one transaction");
+    });
+}
+
+#[test]
+fn ways_to_choose_that_nobody_uses_go_at_a_restart() {
+    isolated("ways_to_choose_that_nobody_uses_go_at_a_restart", || {
+        for (family, name) in FAMILIES {
+            let few = [service(family, 1, &[101, 102])];
+            load(family, &few);
+            let lean = chains(name);
+            run(&format!("nft delete table {name} kube-proxy"));
+
+            let mut table = load(family, &[few[0].clone(), service(family, 2, &[101, 102, 103])]);
+            let mut sticky = service(family, 3, &[101, 102, 103]);
+            sticky.ports[0].affinity = Some(60);
+            table.update(&[sticky.clone()]).unwrap();
+            assert_eq!(chains(name).len(), lean.len() + 2);
+            let mut table = load(family, &few);
+            assert_eq!(chains(name), lean);
+            assert_eq!(elements(&listed(name), "classes").len(), 1);
+
+            table.update(&[sticky.clone()]).unwrap();
+            let used_again = meaning(name);
+            run(&format!("nft delete table {name} kube-proxy"));
+            load(family, &[few[0].clone(), sticky]);
+            assert_eq!(meaning(name), used_again);
+        }
     });
 }
 

@@ -20,13 +20,22 @@ pub struct Class {
     pub affinity: Option<u32>,
 }
 
-/// The classes in use and their indices.
+/// The classes and their indices.
 #[derive(Debug, Default)]
 pub struct Classes {
-    indices: HashMap<Class, u32>,
+    known: HashMap<Class, Known>,
     highest: u32,
     /// Classes that the kernel does not know yet.
     fresh: Vec<(u32, Class)>,
+    /// There was no room for one.
+    full: bool,
+}
+
+#[derive(Debug)]
+struct Known {
+    index: u32,
+    /// Some Service port was given the index.
+    used: bool,
 }
 
 /// Class 0 means: no endpoint. It has no chain, so the packet goes on unchanged.
@@ -118,31 +127,63 @@ fn only_number() -> Step {
 impl Classes {
     /// The index of a class, a new one if it is new. `None` when there is no room for another class.
     pub fn index(&mut self, class: Class) -> Option<u32> {
-        if let Some(&index) = self.indices.get(&class) {
-            return Some(index);
+        if let Some(known) = self.known.get_mut(&class) {
+            known.used = true;
+            return Some(known.index);
         }
         let index = self.highest + 1;
-        (index <= MAX_CLASSES && self.adopt(index << NUMBER_BITS, class)).then(|| {
-            self.fresh.push((index, class));
-            index
-        })
+        if index > MAX_CLASSES {
+            self.full = true;
+            return None;
+        }
+        self.highest = index;
+        self.known.insert(class, Known { index, used: true });
+        self.fresh.push((index, class));
+        Some(index)
+    }
+
+    /// Whether a class found no room: only a full load tells which ones are not used any more.
+    pub fn is_full(&self) -> bool {
+        self.full
     }
 
     /// Takes over a class that the kernel knows by this key. `false` when that contradicts another one.
     pub fn adopt(&mut self, key: u32, class: Class) -> bool {
         let index = key >> NUMBER_BITS;
         self.highest = self.highest.max(index);
-        key == index << NUMBER_BITS && index != NO_CLASS && self.indices.insert(class, index).is_none()
+        key == index << NUMBER_BITS
+            && index != NO_CLASS
+            && self.known.insert(class, Known { index, used: false }).is_none()
     }
 
     /// All classes.
     pub fn known(&self) -> impl Iterator<Item = &Class> {
-        self.indices.keys()
+        self.known.keys()
     }
 
-    /// The classes that came up since this was last asked, with their indices.
-    pub fn take_fresh(&mut self) -> Vec<(u32, Class)> {
-        std::mem::take(&mut self.fresh)
+    /// The classes that the kernel does not know yet, with their indices.
+    pub fn fresh(&self) -> &[(u32, Class)] {
+        &self.fresh
+    }
+
+    /// The kernel knows all of them now.
+    pub fn settle(&mut self) {
+        self.fresh.clear();
+    }
+
+    /// The kernel did not take the fresh ones.
+    pub fn withdraw(&mut self) {
+        for (_, class) in self.fresh.drain(..) {
+            self.known.remove(&class);
+        }
+        self.highest = self.known.values().map(|known| known.index).max().unwrap_or(NO_CLASS);
+    }
+
+    /// Forgets the classes that no Service port was given, once all have theirs, and returns them with their indices.
+    pub fn take_unused(&mut self) -> Vec<(u32, Class)> {
+        let unused = self.known.extract_if(|_, known| !known.used).map(|(class, known)| (known.index, class)).collect();
+        self.highest = self.known.values().map(|known| known.index).max().unwrap_or(NO_CLASS);
+        unused
     }
 }
 
@@ -172,9 +213,27 @@ mod tests {
         assert_eq!(classes.index(three), Some(1));
         assert_eq!(classes.index(Class { size: 4, ..three }), Some(2));
         assert_eq!(classes.index(three), Some(1));
-        assert_eq!(classes.take_fresh().len(), 2);
+        assert_eq!(classes.fresh().len(), 2);
+        classes.settle();
         assert!(!classes.adopt(7 << NUMBER_BITS, three), "a class has one index");
         assert!(classes.adopt(9 << NUMBER_BITS, Class { size: 5, ..three }));
         assert_eq!(classes.index(Class { size: 6, ..three }), Some(10));
+        classes.withdraw();
+        assert_eq!(classes.index(Class { size: 7, ..three }), Some(10), "what was withdrawn leaves its index");
+    }
+
+    #[test]
+    fn classes_that_nobody_uses_make_room() {
+        let mut classes = Classes::default();
+        let class = |size| Class { local: false, size, affinity: None };
+        (1..=MAX_CLASSES).for_each(|index| assert!(classes.adopt(index << NUMBER_BITS, class(index))));
+        assert!(!classes.is_full());
+        assert_eq!(classes.index(class(0)), None);
+        assert!(classes.is_full());
+        assert_eq!(classes.index(class(7)), Some(7));
+        let unused = classes.take_unused();
+        assert_eq!(unused.len(), MAX_CLASSES as usize - 1);
+        assert!(unused.iter().all(|(index, class)| *index == class.size && class.size != 7));
+        assert_eq!(classes.index(class(0)), Some(8));
     }
 }

@@ -1,14 +1,15 @@
 //! What the kernel holds already: read once at a start, so that only differences are written.
 
 use std::borrow::Borrow;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::hash::{Hash, Hasher};
 use std::io;
+use std::ops::Bound::{Included, Unbounded};
 
 use super::class::{Class, Classes};
 use super::footprint::{entrances, number_of};
 use super::layout::{LOCAL_OFFSET, Set, TABLE, base_chains, inner_chains, sets, table_family};
-use super::record::{Footprint, Records, Shapes, read_number};
+use super::record::{Footprint, Records, Shapes, read_number, set_of};
 use crate::kernel::nftables::{Nftables, Value};
 use crate::plan::{NodeFacts, PortPlan};
 
@@ -26,10 +27,12 @@ pub enum Kernel {
 #[derive(Default)]
 pub struct Held {
     records: HashSet<Kept>,
+    /// Records of ranges of sources, in order: the kernel takes none that overlaps another of the same address and port.
+    ranges: BTreeSet<Box<[u8]>>,
     /// Numbers that were recalled.
     taken: HashSet<u32>,
-    /// The highest number of a Service port that occurs.
-    highest: u32,
+    /// What was wanted since [`Held::remember`], if that was asked for.
+    wanted: Option<Vec<Box<[u8]>>>,
     /// Classes and their indices.
     pub classes: Classes,
     /// Whether traffic is being served: all base chains are there.
@@ -108,8 +111,10 @@ impl Held {
     }
 
     fn keep(&mut self, record: &[u8], shapes: &Shapes) {
-        self.highest = self.highest.max(number_of(record, shapes).unwrap_or(0));
-        self.records.insert(Kept { record: record.into(), identity: shapes.identity(record).len() });
+        match set_of(record) {
+            Set::AllowedSources => drop(self.ranges.insert(record.into())),
+            _ => drop(self.records.insert(Kept { record: record.into(), identity: shapes.identity(record).len() })),
+        }
     }
 
     /// Number and slots of a Service port that an earlier process programmed.
@@ -118,9 +123,12 @@ impl Held {
         self.taken.insert(number).then(|| (number, self.slots(number, shapes)))
     }
 
-    /// The highest number in use.
-    pub fn highest_number(&self) -> u32 {
-        self.highest
+    /// The numbers in use, in ascending order.
+    pub fn numbers(&self, shapes: &Shapes) -> Vec<u32> {
+        let mut numbers: Vec<u32> = self.records.iter().filter_map(|kept| number_of(&kept.record, shapes)).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        numbers
     }
 
     /// The number that the first of these entrances leads to.
@@ -158,16 +166,57 @@ impl Held {
     }
 
     /// Takes note that a record is wanted; returns whether it must be added, and what must go before.
-    pub fn want(&mut self, record: &[u8], shapes: &Shapes) -> (bool, Option<Box<[u8]>>) {
-        match self.records.take(shapes.identity(record)) {
-            Some(kept) if *kept.record == *record => (false, None),
-            other => (true, other.map(|kept| kept.record)),
+    pub fn want(&mut self, record: &[u8], shapes: &Shapes) -> (bool, Vec<Box<[u8]>>) {
+        let (found, in_the_way) = match set_of(record) {
+            Set::AllowedSources => match self.ranges.take(record) {
+                Some(same) => (Some(same), Vec::new()),
+                None => (None, self.take_overlapping(record, shapes)),
+            },
+            _ => match self.records.take(shapes.identity(record)).map(|kept| kept.record) {
+                Some(kept) if *kept == *record => (Some(kept), Vec::new()),
+                other => (None, other.into_iter().collect()),
+            },
+        };
+        let missing = found.is_none();
+        if let Some(wanted) = &mut self.wanted {
+            wanted.extend(found.into_iter().chain(in_the_way.iter().cloned()));
         }
+        (missing, in_the_way)
+    }
+
+    /// From now on, what is wanted may turn out not to be.
+    pub fn remember(&mut self) {
+        self.wanted = Some(Vec::new());
+    }
+
+    /// What was wanted since [`Held::remember`] is not: the kernel did not take what belongs to it.
+    pub fn give_back(&mut self, shapes: &Shapes) {
+        self.wanted.take().unwrap_or_default().iter().for_each(|record| self.keep(record, shapes));
+    }
+
+    /// The ranges of a set of plain ranges that were not wanted: all that are wanted must have been asked for.
+    pub fn take_leftovers_of(&mut self, set: Set) -> Vec<Box<[u8]>> {
+        self.records.extract_if(|kept| set_of(&kept.record) == set).map(|kept| kept.record).collect()
     }
 
     /// What nobody wanted.
     pub fn leftovers(self) -> impl Iterator<Item = Box<[u8]>> {
-        self.records.into_iter().map(|kept| kept.record)
+        self.records.into_iter().map(|kept| kept.record).chain(self.ranges)
+    }
+
+    fn take_overlapping(&mut self, record: &[u8], shapes: &Shapes) -> Vec<Box<[u8]>> {
+        let (same, first, last) = shapes.range(record);
+        let candidates = self.ranges.range::<[u8], _>((Included(same), Unbounded));
+        let of_same = candidates.take_while(|other| other.starts_with(same));
+        let overlapping = of_same.filter(|other| {
+            let (_, other_first, other_last) = shapes.range(other);
+            first <= other_last && other_first <= last
+        });
+        let overlapping: Vec<Box<[u8]>> = overlapping.cloned().collect();
+        for other in &overlapping {
+            self.ranges.remove(other);
+        }
+        overlapping
     }
 }
 

@@ -6,12 +6,13 @@
 use std::io;
 
 use super::Table;
+use super::class::Classes;
 use super::footprint::of_node;
 use super::held::{Held, Kernel, read};
-use super::layout::{TABLE, TABLE_COMMENT, base_chains, inner_chains, table_family};
-use super::state::{Changes, SetAside, State};
+use super::layout::{NUMBER_BITS, Set, TABLE, TABLE_COMMENT, base_chains, inner_chains, table_family};
+use super::state::{Changes, Numbers, SetAside, State};
 use crate::backend::{Error, Report};
-use crate::kernel::nftables::{Batch, CommitError};
+use crate::kernel::nftables::{Batch, CommitError, Element, Value};
 use crate::kernel::nftchains::{add_chains, add_rules};
 use crate::plan::{NodeFacts, ServicePlan};
 
@@ -47,7 +48,7 @@ impl Table {
     ) -> Result<Report, Error> {
         let outcome = self.load_with(facts, services, self.care);
         self.care = match outcome {
-            Err(Failure::Refused(_)) => Care::OneByOne,
+            Err(Failure::Refused(CommitError::Refused { .. })) => Care::OneByOne,
             _ => Care::Portions,
         };
         outcome.map_err(|failure| match failure {
@@ -85,14 +86,19 @@ impl Table {
             batch.flush_chain(&class.chain());
             add_rules(&mut batch, &class.chain(), &class.rules(self.family));
         }
-        state.numbers.begin_after(held.highest_number());
+        state.numbers = Numbers::without(&held.numbers(&self.shapes));
         let mut report = Report::default();
         let mut changes = Changes::default();
         self.want(&mut held, of_node(&facts.service_cidrs, &facts.node_port_addresses.translatable()), &mut changes);
+        // At once: the kernel takes no range that overlaps another.
+        held.take_leftovers_of(Set::ServiceCidrs).iter().for_each(|record| changes.remove(record));
         if care == Care::OneByOne {
             report.changes += self.flush(&mut batch, &mut state, &mut changes)?;
         }
         for service in services {
+            if care == Care::OneByOne {
+                held.remember();
+            }
             let mut wanted = Changes::default();
             let (shapes, recalled) = (self.shapes, &mut held);
             state.apply(
@@ -106,18 +112,24 @@ impl Table {
             if care == Care::OneByOne {
                 match self.flush(&mut batch, &mut state, &mut changes) {
                     Ok(count) => report.changes += count,
-                    Err(error) => set_aside(&service, &error, &mut report.set_aside, &mut state, self),
+                    Err(error) => {
+                        state.forget(&service.name, &self.shapes);
+                        held.give_back(&self.shapes);
+                        set_aside(&service, &error, &mut report.set_aside);
+                    }
                 }
             } else if changes.size() > portion {
                 report.changes += self.flush(&mut batch, &mut state, &mut changes)?;
             }
         }
         held.leftovers().for_each(|record| changes.remove(&record));
-        report.changes += self.stage(&mut batch, &mut state, &mut changes);
+        report.changes += self.stage(&mut batch, &state, &mut changes);
         if !hooked {
             add_chains(&mut batch, &base_chains(facts.family));
         }
         self.nft.commit(&mut batch)?;
+        state.classes.settle();
+        self.remove_unused_classes(&mut state.classes);
         self.state = Some(state);
         self.facts = Some(facts.clone());
         self.generation = others;
@@ -154,28 +166,52 @@ impl Table {
     fn want(&self, held: &mut Held, wanted: super::record::Footprint, changes: &mut Changes) {
         for record in wanted.records(&self.shapes) {
             let (missing, in_the_way) = held.want(record, &self.shapes);
-            if let Some(other) = in_the_way {
-                changes.remove(&other);
-            }
+            in_the_way.iter().for_each(|other| changes.remove(other));
             if missing {
                 changes.add(record);
             }
         }
     }
 
-    fn stage(&self, batch: &mut Batch, state: &mut State, changes: &mut Changes) -> usize {
+    /// Removes chains and elements of the classes that no Service has any more. They do no harm where the kernel keeps
+    /// them: somebody else's rule may lead there.
+    fn remove_unused_classes(&mut self, classes: &mut Classes) {
+        let unused = classes.take_unused();
+        let mut batch = Batch::new(table_family(self.family), TABLE, None);
+        for (index, class) in &unused {
+            let (key, chain) = ((index << NUMBER_BITS).to_ne_bytes(), class.chain());
+            let element = Element { key: &key, end: None, data: Value::None, interval_end: false };
+            batch.delete_elements(self.specs[Set::Classes as usize].name, [element]);
+            batch.flush_chain(&chain);
+            batch.delete_chain(&chain);
+        }
+        if let Err(error) = self.nft.commit(&mut batch) {
+            log::debug!("cannot remove chains of table {TABLE} that are not used any more: {error}");
+            for (index, class) in unused {
+                classes.adopt(index << NUMBER_BITS, class);
+            }
+        }
+    }
+
+    fn stage(&self, batch: &mut Batch, state: &State, changes: &mut Changes) -> usize {
         self.declare_classes(batch, state);
         self.write(batch, std::mem::take(changes))
     }
 
     fn flush(&mut self, batch: &mut Batch, state: &mut State, changes: &mut Changes) -> Result<usize, CommitError> {
         let count = self.stage(batch, state, changes);
-        self.nft.commit(batch).map(|()| count)
+        match self.nft.commit(batch) {
+            Ok(()) => state.classes.settle(),
+            Err(error) => {
+                state.classes.withdraw();
+                return Err(error);
+            }
+        }
+        Ok(count)
     }
 }
 
-fn set_aside(service: &ServicePlan, error: &CommitError, aside: &mut SetAside, state: &mut State, table: &Table) {
-    state.forget(&service.name, &table.shapes);
+fn set_aside(service: &ServicePlan, error: &CommitError, aside: &mut SetAside) {
     aside.extend(service.ports.iter().map(|port| (port.name.clone(), error.to_string())));
 }
 

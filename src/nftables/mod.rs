@@ -137,8 +137,8 @@ impl Table {
     }
 
     /// Adds chains and elements of the classes that the kernel does not know yet.
-    fn declare_classes(&self, batch: &mut Batch, state: &mut State) {
-        for (index, class) in state.classes.take_fresh() {
+    fn declare_classes(&self, batch: &mut Batch, state: &State) {
+        for (index, class) in state.classes.fresh() {
             let chain = class.chain();
             batch.add_chain(&chain, None, "");
             add_rules(batch, &chain, &class.rules(self.family));
@@ -187,9 +187,11 @@ impl Backend for Table {
             state.apply(service, &self.shapes, &mut |_| None, &mut changes, &mut report.set_aside);
         }
         let mut batch = Batch::new(table_family(self.family), TABLE, None);
-        self.declare_classes(&mut batch, &mut state);
+        self.declare_classes(&mut batch, &state);
         report.changes = self.write(&mut batch, changes);
         self.nft.commit(&mut batch).map_err(|error| Error(error.to_string()))?;
+        state.classes.settle();
+        report.outgrown = state.classes.is_full();
         self.state = Some(state);
         report.in_kernel = Some(self.nft.take_spent());
         Ok(report)

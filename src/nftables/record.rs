@@ -21,7 +21,11 @@ pub struct Shape {
 
 /// The shapes of all sets of a family.
 #[derive(Clone, Copy, Debug)]
-pub struct Shapes([Shape; SET_COUNT]);
+pub struct Shapes {
+    of_sets: [Shape; SET_COUNT],
+    /// Bytes of an address.
+    address: usize,
+}
 
 /// The elements of one Service port: records in ascending order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -77,16 +81,17 @@ pub fn read_number(bytes: &[u8]) -> u32 {
 impl Shapes {
     /// The shapes of a family's sets.
     pub fn new(family: Family) -> Self {
-        Self(sets(family).map(|set| {
+        let of_sets = sets(family).map(|set| {
             let key = Field::total(set.key);
             let ranges = set.interval && !set.has_interval_ends();
             let data = if let Some(Data::Fields(fields)) = set.data { Field::total(fields) } else { 0 };
             Shape { key, end: if ranges { key } else { 0 }, data, marks_ends: set.has_interval_ends() }
-        }))
+        });
+        Self { of_sets, address: usize::from(family.host_bits() / 8) }
     }
 
     fn of(&self, record: &[u8]) -> Shape {
-        self.0[usize::from(record[0])]
+        self.of_sets[usize::from(record[0])]
     }
 
     /// The set number and key of a record: what the kernel tells elements apart by.
@@ -106,6 +111,15 @@ impl Shapes {
         &record[1 + shape.key + shape.end..][..shape.data]
     }
 
+    /// A record whose key ends in the first address of a range, and whose end in the last one: what comes before them, and
+    /// both.
+    pub fn range<'a>(&self, record: &'a [u8]) -> (&'a [u8], &'a [u8], &'a [u8]) {
+        let shape = self.of(record);
+        let (key, end) = record[..1 + shape.key + shape.end].split_at(1 + shape.key);
+        let (same, first) = key.split_at(key.len() - self.address);
+        (same, first, &end[end.len() - self.address..])
+    }
+
     /// A record as an element to send.
     pub fn element<'a>(&self, record: &'a [u8]) -> Element<'a> {
         let shape = self.of(record);
@@ -121,7 +135,7 @@ impl Shapes {
 
     /// An element that was read as a record; `None` if it does not have the set's shape.
     pub fn record(&self, set: Set, read: &ReadElement<'_>, into: &mut Vec<u8>) -> Option<()> {
-        let shape = self.0[set as usize];
+        let shape = self.of_sets[set as usize];
         let data = if let Value::Bytes(bytes) = read.data { bytes } else { &[] };
         let end = if shape.end > 0 { read.end.unwrap_or(read.key) } else { &[] };
         if (read.key.len(), end.len(), data.len()) != (shape.key, shape.end, shape.data) {

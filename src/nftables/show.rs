@@ -28,9 +28,9 @@ pub fn show(facts: &NodeFacts, services: &[ServicePlan]) -> (Vec<Value>, SetAsid
     for service in services {
         state.apply(service, &shapes, &mut |_| None, &mut Changes::default(), &mut set_aside);
     }
-    let classes = state.classes.take_fresh();
+    let classes = state.classes.fresh();
     let mut elements: BTreeMap<Set, Vec<Value>> = BTreeMap::new();
-    for (index, class) in &classes {
+    for (index, class) in classes {
         let key = classid_text(index << NUMBER_BITS);
         elements.entry(Set::Classes).or_default().push(json!([key, { "goto": { "target": class.chain() } }]));
     }

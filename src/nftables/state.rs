@@ -1,6 +1,7 @@
 //! What was programmed, and the changes that lead from there to what is wanted. Pure bookkeeping: no kernel.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::rc::Rc;
 
 use super::class::Classes;
@@ -31,9 +32,9 @@ struct Port {
 
 /// Numbers for Service ports. One that became free is used again as late as possible: clients may still be remembered
 /// under it.
-#[derive(Default)]
 pub struct Numbers {
-    highest: u32,
+    /// Those that were not used yet.
+    unused: VecDeque<Range<u32>>,
     free: VecDeque<u32>,
 }
 
@@ -141,18 +142,29 @@ impl Port {
 // === impl Numbers ===
 
 impl Numbers {
+    /// All but these, which are in ascending order. Those above the highest come first.
+    pub fn without(used: &[u32]) -> Self {
+        let above = used.last().map_or(1, |highest| highest + 1)..NUMBER_MASK + 1;
+        let gaps = [0].iter().chain(used).zip(used).map(|(before, next)| before + 1..*next);
+        let unused = [above].into_iter().chain(gaps).filter(|range| !range.is_empty()).collect();
+        Self { unused, free: VecDeque::new() }
+    }
+
     /// A number that no port has.
     fn take(&mut self) -> Option<u32> {
-        if self.highest < NUMBER_MASK {
-            self.highest += 1;
-            return Some(self.highest);
+        while let Some(range) = self.unused.front_mut() {
+            match range.next() {
+                None => self.unused.pop_front(),
+                number => return number,
+            };
         }
         self.free.pop_front()
     }
+}
 
-    /// Leaves out all numbers up to this one.
-    pub fn begin_after(&mut self, number: u32) {
-        self.highest = self.highest.max(number);
+impl Default for Numbers {
+    fn default() -> Self {
+        Self::without(&[])
     }
 }
 
@@ -216,5 +228,28 @@ impl Changes {
     /// What to remove and what to add.
     pub fn finish(self) -> (Footprint, Footprint) {
         (self.gone.finish(), self.added.finish())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_used_again_when_there_is_no_other() {
+        for (used, first, next) in [
+            (&[][..], 1, 2),
+            (&[0, 2, 5], 6, 7),
+            (&[0, 1, NUMBER_MASK], 2, 3),
+            (&[2, 4, NUMBER_MASK - 1], NUMBER_MASK, 1),
+            (&[2, 4, NUMBER_MASK], 1, 3),
+        ] {
+            let mut numbers = Numbers::without(used);
+            assert_eq!((numbers.take(), numbers.take()), (Some(first), Some(next)), "{used:?}");
+        }
+        let mut all = Numbers::without(&(1..=NUMBER_MASK).collect::<Vec<_>>());
+        assert_eq!(all.take(), None);
+        all.free.push_back(7);
+        assert_eq!((all.take(), all.take()), (Some(7), None));
     }
 }

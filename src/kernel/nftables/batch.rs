@@ -165,7 +165,7 @@ impl Batch {
         }
     }
 
-    /// Removes an empty chain that nothing refers to.
+    /// Removes a chain that nothing refers to.
     pub fn delete_chain(&mut self, name: &str) {
         self.message(DELCHAIN, 0);
         self.buffer.text(CHAIN_TABLE, self.table);
