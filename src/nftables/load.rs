@@ -112,11 +112,12 @@ impl Table {
             if care == Care::OneByOne {
                 match self.flush(&mut batch, &mut state, &mut changes) {
                     Ok(count) => report.changes += count,
-                    Err(error) => {
+                    Err(error @ CommitError::Refused { .. }) => {
                         state.forget(&service.name, &self.shapes);
                         held.give_back(&self.shapes);
                         set_aside(&service, &error, &mut report.set_aside);
                     }
+                    Err(error) => return Err(error.into()),
                 }
             } else if changes.size() > portion {
                 report.changes += self.flush(&mut batch, &mut state, &mut changes)?;
