@@ -290,6 +290,24 @@ fn forgotten_history_is_replaced_by_a_list_and_the_difference_applied() {
 }
 
 #[test]
+fn a_place_that_is_refused_for_ever_is_replaced_by_a_list() {
+    for (code, streaming) in [(400, true), (404, true), (500, false), (504, true), (504, false)] {
+        let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
+        server.streaming(streaming);
+        populate(&server);
+        let mut follower = Follower::api(&usual(&server, &folder), limits());
+        follower.until_listed();
+        server.displace(code);
+        server.delete("Service", "default/b");
+        server.put(service("d", "10.96.0.4"));
+        follower.until("the difference", |seen| seen.has("Service default/d") && !seen.has("Service default/b"));
+        assert!(follower.seen.lists(Kind::Service) > 1, "{code}");
+        server.put(service("e", "10.96.0.5"));
+        follower.until("a change after the list", |seen| seen.has("Service default/e"));
+    }
+}
+
+#[test]
 fn a_connection_cut_in_the_middle_of_a_line_loses_nothing() {
     let (server, _folder, mut follower) = listed();
     server.cut_next_line(true);
@@ -365,7 +383,10 @@ fn refusals_are_outlived() {
         let refused = follower.exchanges.borrow().iter().filter(|(_, got)| *got == Some(code)).count();
         assert_eq!(refused, 6, "every request is observed: {code}");
 
-        // One streaming list, or the pages of a plain one where a 500 refused the stream.
+        // Who we are and how busy the server is says nothing about the place; anything else may be about it.
+        if [404, 500].contains(&code) {
+            continue;
+        }
         let lists = lists_and_watches(&server).0;
         server.refuse(2, code, None);
         server.end_watches();

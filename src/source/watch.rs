@@ -1,8 +1,8 @@
 //! Follows one kind of objects at the API server: the list first, then every change, for ever.
 //!
 //! Prefers the streaming list, where the list is the beginning of the watch; a server that refuses it is asked for pages.
-//! A watch that ends is resumed where it ended. When the server no longer knows that place (410), the list is read
-//! again, between `ListStart` and `ListEnd`, and whoever keeps the objects drops those that it does not name.
+//! A watch that ends is resumed where it ended. When the server refuses that place, for whatever reason, the list is
+//! read again, between `ListStart` and `ListEnd`, and whoever keeps the objects drops those that it does not name.
 //! Must never give up, and never tell of a loss that the server did not tell.
 
 use std::rc::Rc;
@@ -33,16 +33,16 @@ pub struct Watch {
     backoff: Backoff,
     /// Where to resume; empty when the list must be read.
     version: String,
-    /// The place to resume was lost and no watch has worked since.
-    expired: bool,
+    /// The place to resume was refused and no watch has worked since.
+    displaced: bool,
 }
 
 /// Why a turn ended.
 enum End {
     /// It did not work.
     Failed(Error),
-    /// The place to resume is not known to the server any more.
-    Expired(String),
+    /// The server does not let the watch resume at its place.
+    Displaced(Refusal),
     /// Nobody wants to know any more.
     Deaf,
 }
@@ -50,6 +50,16 @@ enum End {
 /// Whether a plain list is worth a try after this: not where it would be refused as well, or is one request too many.
 fn no_streaming(refusal: &Refusal) -> bool {
     !matches!(refusal.code, 401 | 403 | 404 | 429 | 503 | 504)
+}
+
+/// How a watch ends that the server refuses to resume. A place that it does not know (410), that lies ahead of it
+/// (504, after its storage was restored) or that it cannot read (400) never becomes right by asking again; who we are,
+/// and that nobody has time for us, has nothing to do with the place.
+fn refused(refusal: Refusal) -> End {
+    match refusal.code {
+        401 | 403 | 429 | 502 | 503 => End::Failed(Error::Refused(refusal)),
+        _ => End::Displaced(refusal),
+    }
 }
 
 // === impl Watch ===
@@ -60,7 +70,7 @@ impl Watch {
         let backoff = Backoff::new(client.limits().retry);
         let objects = Objects::new(kind, node_name);
         let decoder = Decoder::new(node_name);
-        Self { client, kind, objects, decoder, events, troubles, backoff, version: String::new(), expired: false }
+        Self { client, kind, objects, decoder, events, troubles, backoff, version: String::new(), displaced: false }
     }
 
     /// Follows until nobody receives the events any more.
@@ -85,18 +95,19 @@ impl Watch {
                     };
                     (Some(error.to_string()), asked)
                 }
-                Err(End::Expired(why)) => {
+                Err(End::Displaced(refusal)) => {
                     log::info!(
-                        "watching {:?} from {} is not possible any more ({why}): reading the list again",
+                        "watching {:?} from {} is not possible any more ({}): reading the list again",
                         self.kind,
-                        self.version
+                        self.version,
+                        refusal.message
                     );
                     self.version.clear();
                     // Not a failure yet; only when it happens time and again is it to be slowed down.
-                    if !std::mem::replace(&mut self.expired, true) {
+                    if !std::mem::replace(&mut self.displaced, true) {
                         self.backoff.reset();
                     }
-                    (None, None)
+                    (None, refusal.retry_after)
                 }
             };
             if let Some(what) = what {
@@ -129,7 +140,7 @@ impl Watch {
     async fn follow(&mut self) -> Result<(), End> {
         match self.open(false).await {
             Ok((stream, lasts)) => self.read(stream, lasts, false).await,
-            Err(Error::Refused(Refusal { code: 410, message, .. })) => Err(End::Expired(message)),
+            Err(Error::Refused(refusal)) => Err(refused(refusal)),
             Err(error) => Err(End::Failed(error)),
         }
     }
@@ -170,15 +181,15 @@ impl Watch {
                         self.tell(event).await?;
                         version
                     }
-                    Ok(Line::Bookmark { version, initial_end }) => {
-                        if listing && initial_end {
-                            listing = false;
-                            self.listed().await?;
-                        }
-                        version
+                    Ok(Line::Bookmark { version, initial_end: true }) if listing => {
+                        listing = false;
+                        self.version = version;
+                        self.listed().await?;
+                        continue;
                     }
-                    Ok(Line::Failure(refusal)) if refusal.code == 410 => return Err(End::Expired(refusal.message)),
-                    Ok(Line::Failure(refusal)) => return Err(End::Failed(Error::Refused(refusal))),
+                    Ok(Line::Bookmark { version, .. }) => version,
+                    Ok(Line::Failure(refusal)) if listing => return Err(End::Failed(Error::Refused(refusal))),
+                    Ok(Line::Failure(refusal)) => return Err(refused(refusal)),
                     Err(bad) => {
                         self.complain(&bad);
                         bad.version
@@ -230,15 +241,15 @@ impl Watch {
     async fn listed(&mut self) -> Result<(), End> {
         self.tell(Event::ListEnd(self.kind)).await?;
         self.troubles.ends(self.kind);
-        // A server that lists but always forgets where its lists end must not be asked for them in a tight loop.
-        if !self.expired {
+        // A server that lists but refuses to go on where its lists end must not be asked for them in a tight loop.
+        if !self.displaced {
             self.backoff.reset();
         }
         Ok(())
     }
 
     fn works(&mut self) {
-        self.expired = false;
+        self.displaced = false;
         self.backoff.reset();
         self.troubles.ends(self.kind);
     }

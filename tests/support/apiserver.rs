@@ -56,6 +56,8 @@ struct State {
     history: Vec<(u64, String, &'static str, Value)>,
     /// Changes up to here are forgotten.
     forgotten: u64,
+    /// The status with which a watch from before that is refused: 410 within the stream, another in the head.
+    displacing: u16,
     streaming: bool,
     /// Streaming lists are taken on, and then fail.
     streaming_fails: bool,
@@ -104,6 +106,7 @@ impl ApiServer {
             objects: BTreeMap::new(),
             history: Vec::new(),
             forgotten: 0,
+            displacing: 410,
             streaming: true,
             streaming_fails: false,
             generation: 1,
@@ -207,6 +210,13 @@ impl ApiServer {
         state.version += 1;
         state.forgotten = state.version;
         state.history.clear();
+    }
+
+    /// Forgets all history, as a restored datastore does: a watch from an older version is refused with this status, for
+    /// ever.
+    pub fn displace(&self, status: u16) {
+        self.state().displacing = status;
+        self.compact();
     }
 
     /// Ends all watches, as a server does after a while.
@@ -418,6 +428,14 @@ fn answer(shared: &Shared, (request, body): &mut (Request, Vec<u8>), wire: &mut 
         None
     };
     let watching = query.get("watch") == Some(&"true");
+    let from = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(u64::MAX);
+    let streamed = query.contains_key("sendInitialEvents") || state.displacing == 410;
+    let refused = match refused {
+        None if watching && !streamed && from < state.forgotten => {
+            Some((status(state.displacing, "Displaced", "the place is refused for the test"), None))
+        }
+        refused => refused,
+    };
     let accepted = request.headers.get("accept").is_some_and(|accepted| accepted.starts_with(PROTOBUF));
     let binary = state.protobuf && accepted;
     let reply = match (refused, resource) {
@@ -530,6 +548,11 @@ fn watch(
             return io::copy(wire, &mut io::sink()).map(drop);
         }
         if state.generation != generation {
+            drop(state);
+            wire.write_all(b"0\r\n\r\n")?;
+            return wire.flush();
+        }
+        if position < state.forgotten && state.displacing != 410 {
             drop(state);
             wire.write_all(b"0\r\n\r\n")?;
             return wire.flush();
