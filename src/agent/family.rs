@@ -177,6 +177,8 @@ impl Proxy {
         let mut names: Vec<&ObjectName> = store.services_of(self.family).collect();
         names.sort_unstable();
         ledger.expect(names.len());
+        // Who loses an address by that is among them.
+        ledger.reserve(store, names.iter().copied());
         let mut plans = names.into_iter().map(|name| {
             let (plan, more) = ledger.plan_one(store, here, name);
             freed.extend(more);

@@ -21,7 +21,6 @@ pub struct Ledger {
     health_checks: NameMap<(u16, usize)>,
     changed_health_checks: NameMap<Option<(u16, usize)>>,
     stale: Stale,
-    clashes: Vec<Clash>,
 }
 
 /// Numbers that onlookers ask for.
@@ -51,11 +50,11 @@ impl Ledger {
             health_checks: NameMap::default(),
             changed_health_checks: NameMap::default(),
             stale: Stale::default(),
-            clashes: Vec::new(),
         }
     }
 
-    /// Plans these Services in the order of their names, and others that get addresses which these give up.
+    /// Plans these Services in the order of their names, and others that get addresses which these give up, or lose
+    /// addresses to them.
     pub fn plan(
         &mut self,
         store: &Store,
@@ -64,13 +63,29 @@ impl Ledger {
     ) -> Vec<ServicePlan> {
         let mut plans = Vec::new();
         let mut queue: BTreeSet<ObjectName> = names.into_iter().collect();
+        let losers = self.reserve(store, &queue);
+        queue.extend(losers);
         while let Some(name) = queue.pop_first() {
-            let (plan, freed) = self.plan_one(store, here, &name);
+            let (plan, again) = self.plan_one(store, here, &name);
             plans.push(plan);
-            // Whoever got something may wait for more. This ends: to plan again gives nothing up.
-            queue.extend(freed);
+            // Whoever got something may wait for more. This ends: to plan again gives nothing up, and takes an address
+            // from another only for a ClusterIP, which then nobody takes.
+            queue.extend(again);
         }
         plans
+    }
+
+    /// Gives these Services their ClusterIPs before they are [planned](Self::plan_one). Returns those that lose an address
+    /// by that: they have to be planned again.
+    pub fn reserve<'n>(&mut self, store: &Store, names: impl IntoIterator<Item = &'n ObjectName>) -> NameSet {
+        let mut losers = NameSet::default();
+        for name in names {
+            let Some(service) = store.service(name) else { continue };
+            let Some(cluster_ip) = service.cluster_ip(self.family) else { continue };
+            let ports = service.ports.iter().map(|port| (port.protocol, port.port));
+            losers.extend(self.claims.reserve(name, cluster_ip, ports));
+        }
+        losers
     }
 
     /// Makes room for so many Services, all in all: tables that double time and again move all that is in them.
@@ -82,19 +97,18 @@ impl Ledger {
     /// Plans one Service; also returns those that have to be planned again because of it.
     pub fn plan_one(&mut self, store: &Store, here: &Here, name: &ObjectName) -> (ServicePlan, NameSet) {
         let mut plan = plan(name, store.service(name), store.slices(name), self.family, here);
-        let settled = self.claims.settle(&mut plan);
-        self.clashes.extend(settled.clashes);
+        let again = self.claims.settle(&mut plan);
         self.note_flows(&plan);
         self.note_health_check(store, &plan);
         self.count(&plan);
-        (plan, settled.freed)
+        (plan, again)
     }
 
     /// Plans the Services that have owned addresses and have none of the family any more: those are given up.
     pub fn plan_departed(&mut self, store: &Store, here: &Here) {
         let is_served =
             |name: &ObjectName| store.service(name).is_some_and(|service| service.cluster_ip(self.family).is_some());
-        let departed: Vec<_> = self.tallies.keys().filter(|name| !is_served(name)).cloned().collect();
+        let departed: Vec<_> = self.claims.holders().filter(|name| !is_served(name)).cloned().collect();
         self.plan(store, here, departed);
     }
 
@@ -103,9 +117,9 @@ impl Ledger {
         self.total
     }
 
-    /// Clashes over addresses that came up since this was last called.
+    /// Clashes over addresses that came up since this was last called, and still stand.
     pub fn take_clashes(&mut self) -> Vec<Clash> {
-        std::mem::take(&mut self.clashes)
+        self.claims.take_clashes()
     }
 
     /// The flows that became stale since this was last called.
@@ -222,6 +236,69 @@ mod tests {
         let plans = ledger.plan(&store, &here, [a, c]);
         let last = plans.iter().rfind(|plan| plan.name == b).expect("it is planned again");
         assert_eq!(last.ports[0].external_ips.len(), 2, "{:?}", last.ports[0].external_ips);
+    }
+
+    #[test]
+    fn the_order_of_planning_takes_no_cluster_ip_from_its_owner() {
+        let ours: std::net::IpAddr = "10.96.0.7".parse().unwrap();
+        for together in [true, false] {
+            for order in [["grab", "loot", "web"], ["web", "loot", "grab"], ["loot", "web", "grab"]] {
+                let (mut store, here, mut ledger) = (Store::default(), Here::default(), Ledger::new(Family::V4));
+                let service = |name| match name {
+                    "grab" => ("10.96.0.2", &["10.96.0.7", "203.0.113.1"][..]),
+                    "loot" => ("10.96.0.3", &["10.96.0.7"][..]),
+                    _ => ("10.96.0.7", &["203.0.113.2"][..]),
+                };
+                let mut last = NameMap::default();
+                let put = |store: &mut Store, name| {
+                    let (cluster_ip, external) = service(name);
+                    put(store, name, cluster_ip, external, Protocol::Tcp)
+                };
+                let batches: Vec<Vec<ObjectName>> = match together {
+                    true => vec![order.map(|name| put(&mut store, name)).to_vec()],
+                    false => order.map(|name| vec![put(&mut store, name)]).to_vec(),
+                };
+                for names in batches {
+                    for plan in ledger.plan(&store, &here, names) {
+                        last.insert(plan.name.clone(), plan);
+                    }
+                }
+                for (name, plan) in &last {
+                    let addresses: Vec<_> = plan.ports[0].external_addresses().collect();
+                    let rest = usize::from(name.name() != "loot");
+                    assert!(!addresses.contains(&ours) && addresses.len() == rest, "{order:?} {name}: {addresses:?}");
+                }
+                let clashes: Vec<String> = ledger.take_clashes().iter().map(ToString::to_string).collect();
+                let starts =
+                    ["Service ns/grab is not served on 10.96.0.7", "Service ns/loot is not served on 10.96.0.7"];
+                assert_eq!(clashes.len(), 2, "{order:?}: {clashes:?}");
+                assert!(clashes.iter().zip(starts).all(|(clash, start)| clash.starts_with(start)), "{clashes:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_address_that_changes_hands_at_once_is_no_clash() {
+        let (mut store, here, mut ledger) = (Store::default(), Here::default(), Ledger::new(Family::V4));
+        let old = put(&mut store, "old", "10.96.0.1", &["203.0.113.1"], Protocol::Tcp);
+        ledger.plan(&store, &here, [old.clone()]);
+        store.apply(Event::Service(old.clone(), None));
+        let new = put(&mut store, "new", "10.96.0.1", &["203.0.113.1"], Protocol::Tcp);
+        let plans = ledger.plan(&store, &here, [old, new.clone()]);
+        assert_eq!(ledger.take_clashes(), []);
+        let last = plans.iter().rfind(|plan| plan.name == new).expect("it is planned");
+        assert_eq!(last.ports[0].external_ips.len(), 1);
+    }
+
+    #[test]
+    fn what_was_reserved_for_a_service_that_went_is_given_up() {
+        let (mut store, here, mut ledger) = (Store::default(), Here::default(), Ledger::new(Family::V4));
+        let gone = put(&mut store, "gone", "10.96.0.1", &[], Protocol::Tcp);
+        assert!(ledger.reserve(&store, [&gone]).is_empty());
+        store.apply(Event::Service(gone, None));
+        ledger.plan_departed(&store, &here);
+        let new = put(&mut store, "new", "10.96.0.1", &[], Protocol::Tcp);
+        assert_eq!(ledger.plan(&store, &here, [new])[0].ports.len(), 1);
     }
 
     #[test]
