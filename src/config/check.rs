@@ -20,6 +20,8 @@ use crate::model::{Family, parse_cidr, parse_ip};
 /// The minor version before the one we stand in for: the only one whose hidden metrics can be shown.
 const PREVIOUS_MINOR: &str = "1.35";
 const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
+/// Bytes of an interface's name: `IFNAMSIZ` less the zero at its end.
+const LONGEST_NAME: usize = 15;
 
 /// Checks everything but the logging options.
 ///
@@ -203,6 +205,9 @@ fn check_detect_local(raw: &RawConfig, errors: &mut Refusals) -> DetectLocal {
         if text.is_empty() {
             errors.invalid(path, quoted(text), "must not be empty");
         }
+        if text.len() > LONGEST_NAME {
+            errors.invalid(path, quoted(text), "must be no longer than 15 bytes, for no interface's name is");
+        }
         text.clone()
     };
     match &*raw.detect_local_mode {
@@ -214,7 +219,10 @@ fn check_detect_local(raw: &RawConfig, errors: &mut Refusals) -> DetectLocal {
         }
         "InterfaceNamePrefix" => {
             let path = "DetectLocalConfiguration.InterfacePrefix";
-            DetectLocal::InterfaceNamePrefix(name(path, &raw.detect_local.interface_name_prefix))
+            let prefix = name(path, &raw.detect_local.interface_name_prefix);
+            // One that long is a whole name, and leaves no room for the wildcard that rules have after a prefix.
+            let is_whole = prefix.len() == LONGEST_NAME;
+            if is_whole { DetectLocal::BridgeInterface(prefix) } else { DetectLocal::InterfaceNamePrefix(prefix) }
         }
         other => {
             let known = r#""ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix", """#;

@@ -20,13 +20,14 @@ const HIDDEN: &str = "--show-hidden-metrics-for-version must be omitted or have 
 const DETECT_MODES: &str =
     "supported values: \"ClusterCIDR\", \"NodeCIDR\", \"BridgeInterface\", \"InterfaceNamePrefix\", \"\"";
 const EMPTY: &str = "must not be empty";
+const LONG_NAME: &str = "must be no longer than 15 bytes, for no interface's name is";
 const CIDR_BLOCK: &str = "must be a valid CIDR block (e.g. 10.100.0.0/16 or fde4:8dba:82e1::/48)";
 const CIDRS: &str =
     "must be a either a single CIDR or dual-stack pair of CIDRs (e.g. [10.100.0.0/16, fde4:8dba:82e1::/48]";
 
 /// One bad value each: the file's text below its head, the line it is in, upstream's path, the value as it is shown,
 /// and what is wrong with it.
-const BAD_VALUES: [(&str, u32, &str, &str, &str); 39] = [
+const BAD_VALUES: [(&str, u32, &str, &str, &str); 41] = [
     ("iptables: {masqueradeBit: 32}", 3, "KubeProxyIPTablesConfiguration.MasqueradeBit", "32", BIT),
     ("mode: ipvs\niptables: {masqueradeBit: -1}", 4, "KubeProxyIPTablesConfiguration.MasqueradeBit", "-1", BIT),
     ("mode: nftables\nnftables: {masqueradeBit: 32}", 4, "KubeProxyNFTablesConfiguration.MasqueradeBit", "32", BIT),
@@ -107,6 +108,20 @@ const BAD_VALUES: [(&str, u32, &str, &str, &str); 39] = [
         "\"\"",
         EMPTY,
     ),
+    (
+        "detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: br-0123456789abc}",
+        4,
+        "DetectLocalConfiguration.InterfaceName",
+        "\"br-0123456789abc\"",
+        LONG_NAME,
+    ),
+    (
+        "detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: br-0123456789abc}",
+        4,
+        "DetectLocalConfiguration.InterfacePrefix",
+        "\"br-0123456789abc\"",
+        LONG_NAME,
+    ),
     ("clusterCIDR: 10.0.0.0", 3, "DetectLocalConfiguration.ClusterCIDRs[0]", "\"10.0.0.0\"", CIDR_BLOCK),
     ("clusterCIDR: 10.0.0.0/8, fd00::/48", 3, "DetectLocalConfiguration.ClusterCIDRs[1]", "\" fd00::/48\"", CIDR_BLOCK),
     (
@@ -132,6 +147,18 @@ fn each_bad_value_is_refused_in_upstreams_words_with_its_place() {
         let place: Vec<_> = error[at..].split([':', ')']).collect();
         assert_eq!(place[1], line.to_string(), "{text:?}: {error}");
         assert!(error.starts_with("failed validate: ") && !error.contains('\n'), "{text:?}: {error}");
+    }
+}
+
+#[test]
+fn the_longest_name_of_an_interface_is_no_prefix_of_another() {
+    for (mode, key, name, expected) in [
+        ("BridgeInterface", "bridgeInterface", "br-0123456789ab", "BridgeInterface(\"br-0123456789ab\")"),
+        ("InterfaceNamePrefix", "interfaceNamePrefix", "br-0123456789ab", "BridgeInterface(\"br-0123456789ab\")"),
+        ("InterfaceNamePrefix", "interfaceNamePrefix", "br-0123456789a", "InterfaceNamePrefix(\"br-0123456789a\")"),
+    ] {
+        let text = format!("detectLocalMode: {mode}\ndetectLocal: {{{key}: {name}}}\n");
+        assert_eq!(format!("{:?}", from_file(&text).expect(&text).config.detect_local), expected);
     }
 }
 
