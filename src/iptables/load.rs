@@ -39,6 +39,8 @@ impl Iptables {
     ) -> Result<Report, Error> {
         let mut load = Load::default();
         let mut held = [self.held(Table::Nat)?, self.held(Table::Filter)?];
+        // Asked now: once a tool reads what is written here, it may hold the lock that others wait for.
+        let has_canary = !self.watch.is_blank(Table::Mangle) && self.watch.has_canary(self.tools);
         let mut nat = self.load_chains(shape, &mut held[0], services, &mut load)?;
         if !is_streamed(shape, &held[0]) {
             self.load_shared(&mut nat, shape, &held[0], &mut load)?;
@@ -55,7 +57,7 @@ impl Iptables {
         load.jumps(&mut filter, shape, &held[1])?;
 
         let mut mangle = next(Table::Mangle, &mut filter)?;
-        if self.watch.is_blank(Table::Mangle) || !self.watch.has_canary(self.tools) {
+        if !has_canary {
             load.fixed(&mut mangle, shape, &Held::default())?;
         }
         self.finish(&mut [nat, filter, mangle], &mut load)?;

@@ -66,6 +66,15 @@ fn use_variant(variant: &str) {
     assert!(run("iptables --version").contains(word), "the {variant} variant is first on the PATH");
 }
 
+/// Lets a tool of this variant do something else first.
+fn before(tool: &str, first: &str) {
+    let place = run(&format!("command -v {tool}"));
+    let real = run(&format!("readlink {place}"));
+    let script = format!("#!/bin/sh\n{first}\nexec {} \"$@\"\n", real.trim());
+    std::fs::write("/run/script", script).expect("there is room");
+    run(&format!("chmod +x /run/script && mv -f /run/script {place}"));
+}
+
 fn backend(family: Family) -> Iptables {
     Iptables::new(family, OPTIONS).expect("iptables is there")
 }
@@ -495,6 +504,20 @@ fn a_growing_cluster_is_said_anew_once() {
         wipe(Family::V4);
         programmed(&facts, &all);
         assert_same(&grown, &without_comments(saved(Family::V4)));
+    });
+}
+
+/// While `iptables-restore` reads, it holds the lock that the other tools wait for: nothing is asked of them meanwhile.
+#[test]
+fn nothing_is_asked_while_the_tool_reads() {
+    isolated("nothing_is_asked_while_the_tool_reads", || {
+        use_variant("legacy");
+        run("iptables -t mangle -N KUBE-KUBELET-CANARY");
+        before("iptables", "case \"$*\" in *' -S '*) flock -n /run/xtables.lock true || echo $* >> /run/waits;; esac");
+        programmed(&facts(Family::V4), &every_kind(Family::V4));
+        assert!(saved(Family::V4).contains_key(&("mangle".into(), "KUBE-PROXY-CANARY".into())));
+        programmed(&facts(Family::V4), &every_kind(Family::V4)[3..]);
+        assert_eq!(run("cat /run/waits || true"), "");
     });
 }
 
