@@ -94,6 +94,11 @@ impl Held {
         self.jumps.iter().any(|rule| *rule == wanted || words(rule) == words(&wanted))
     }
 
+    /// A rule in somebody else's chain that leads to this one, so that it cannot be removed.
+    pub fn jump_to(&self, name: &str) -> Option<&str> {
+        self.jumps.iter().map(String::as_str).find(|rule| leads_to(rule) == Some(name))
+    }
+
     fn take(&mut self, table: Table, line: &str) {
         if let Some(declaration) = line.strip_prefix(':') {
             let name = declaration.split(' ').next().unwrap_or_default();
@@ -203,6 +208,8 @@ mod tests {
                 "MINE -s 192.0.2.1/32 -g KUBE-SVC-XPGD46QRK7WJZT7O"
             ]
         );
+        assert_eq!(held.jump_to("KUBE-SVC-XPGD46QRK7WJZT7O"), Some(&*held.jumps[1]));
+        assert_eq!(held.jump_to("KUBE-SEP-CPWPCALSNDDLLDLJ"), None, "only our own leads there");
         assert_eq!(held.shared.keys().map(|k| &**k).collect::<Vec<_>>(), ["KUBE-SERVICES"]);
         let chain = held.chains[&ChainName::parse("KUBE-SVC-XPGD46QRK7WJZT7O").unwrap()];
         assert_eq!(chain, Ordered::of("-A KUBE-SVC-XPGD46QRK7WJZT7O -j KUBE-SEP-CPWPCALSNDDLLDLJ\n"));

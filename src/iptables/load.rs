@@ -46,10 +46,9 @@ impl Iptables {
             self.load_shared(&mut nat, shape, &held[0], &mut load)?;
         }
         load.jumps(&mut nat, shape, &held[0])?;
-        // Nothing leads to them any more.
         let draws = held[0].draws().filter(|_| !shape.terse).map(str::to_owned);
-        let stale: Vec<String> = held[0].chains.keys().map(ChainName::to_string).chain(draws).collect();
-        load.report.changes += state::remove_chains(&mut nat, stale.iter())?;
+        let mut stale: Vec<String> = held[0].chains.keys().map(ChainName::to_string).chain(draws).collect();
+        state::empty_chains(&mut nat, stale.iter())?;
 
         let mut filter = next(Table::Filter, &mut nat)?;
         load.fixed(&mut filter, shape, &held[1])?;
@@ -62,8 +61,9 @@ impl Iptables {
         }
         self.finish(&mut [nat, filter, mangle], &mut load)?;
         if !load.aside.is_empty() {
-            self.leave_out(shape, &mut held, &mut load)?;
+            stale.extend(self.leave_out(shape, &mut held, &mut load)?.iter().map(ChainName::to_string));
         }
+        self.remove_stale(&held[0], &stale, &mut load);
         load.report.tables = self.owned.beside(load.written);
         Ok(load.report)
     }
@@ -160,8 +160,9 @@ impl Iptables {
         Ok(())
     }
 
-    /// Removes what leads to the Services that were refused, which may have been held and left alone, and their chains.
-    fn leave_out(&mut self, shape: &Shape, held: &mut [Held; 2], load: &mut Load) -> Result<(), Error> {
+    /// Removes what leads to the Services that were refused, which may have been held and left alone, and empties their
+    /// chains, which are returned.
+    fn leave_out(&mut self, shape: &Shape, held: &mut [Held; 2], load: &mut Load) -> Result<Vec<ChainName>, Error> {
         let mut chains: Vec<ChainName> = Vec::new();
         for (number, refused) in &load.aside {
             let (service, ports) = &load.owners.0[*number as usize];
@@ -173,9 +174,35 @@ impl Iptables {
             held.shared.clear();
             self.load_shared(section, shape, held, load)?;
         }
-        state::remove_chains(&mut sections[0], chains.iter().copied())?;
+        state::empty_chains(&mut sections[0], chains.iter())?;
         load.report.refusals += restore::run(self.tools, &mut sections, load.owners.count(), &mut load.aside)?;
-        Ok(())
+        Ok(chains)
+    }
+
+    /// Removes empty chains of the nat table, to which nothing of ours leads any more. What stays is found by the next
+    /// load: it does no harm, so it must not keep anything else from being done.
+    fn remove_stale(&self, held: &Held, stale: &[String], load: &mut Load) {
+        let (busy, idle): (Vec<_>, Vec<_>) = stale.iter().partition(|name| held.jump_to(name).is_some());
+        let family = self.tools.family().as_str();
+        if let Some(rule) = busy.first().and_then(|name| held.jump_to(name)) {
+            let number = busy.len();
+            log::warn!(
+                ip_family = family;
+                "{number} chains in table nat that no Service needs any more are empty, but stay: rules of another program \
+                 lead there, as `-A {rule}` does; remove these"
+            );
+        }
+        let removed = Section::new(Table::Nat).and_then(|mut section| {
+            let removed = state::remove_empty_chains(&mut section, idle.into_iter())?;
+            restore::run(self.tools, &mut [section], 0, &mut Aside::new()).map(|_| removed)
+        });
+        match removed {
+            Ok(removed) => load.report.changes += removed,
+            Err(error) => log::warn!(
+                ip_family = family;
+                "chains in table nat that no Service needs any more are empty, but stay for now: {error}"
+            ),
+        }
     }
 }
 

@@ -139,9 +139,23 @@ pub fn remove_chains(
     section: &mut Section,
     names: impl Iterator<Item = impl fmt::Display> + Clone,
 ) -> Result<usize, Error> {
-    for name in names.clone() {
+    empty_chains(section, names.clone())?;
+    remove_empty_chains(section, names)
+}
+
+/// Takes all rules out of chains, and makes those that are not there.
+pub fn empty_chains(section: &mut Section, names: impl Iterator<Item = impl fmt::Display>) -> Result<(), Error> {
+    for name in names {
         section.add(&format!(":{name} - [0:0]\n"))?;
     }
+    Ok(())
+}
+
+/// Removes chains that are empty and to which nothing refers. Returns their number.
+pub fn remove_empty_chains(
+    section: &mut Section,
+    names: impl Iterator<Item = impl fmt::Display>,
+) -> Result<usize, Error> {
     let mut removed = 0;
     for name in names {
         section.add(&format!("-X {name}\n"))?;

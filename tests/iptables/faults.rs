@@ -10,6 +10,30 @@ fn broken(number: u16) -> Plan {
     plan
 }
 
+/// Which of [`every_kind`] are refused here.
+const SPOILT: [usize; 5] = [1, 2, 3, 4, 8];
+
+/// The same Service, with something that no tool takes for an address.
+fn spoilt(mut plan: ServicePlan) -> ServicePlan {
+    let wrong = "fd00::1".parse().unwrap();
+    let port = &mut plan.ports[0];
+    match port.cluster.first_mut() {
+        Some(endpoint) => endpoint.address = wrong,
+        None => port.cluster_ip = wrong,
+    }
+    plan
+}
+
+/// Services of every kind but some, spoilt.
+fn some_spoilt() -> Vec<ServicePlan> {
+    every_kind(Family::V4).into_iter().enumerate().filter(|(n, _)| SPOILT.contains(n)).map(|(_, p)| spoilt(p)).collect()
+}
+
+/// Those that are not.
+fn unspoilt() -> Vec<ServicePlan> {
+    every_kind(Family::V4).into_iter().enumerate().filter(|(n, _)| !SPOILT.contains(n)).map(|(_, p)| p).collect()
+}
+
 in_both_variants! {
     /// Whatever part of our rules somebody takes away is missed, and comes back; in one family as in the other.
     fn a_flush_of_any_table_is_noticed() {
@@ -79,6 +103,43 @@ in_both_variants! {
         assert_eq!(report.set_aside.len(), 2);
         assert!(report.set_aside.iter().all(|(_, reason)| reason.contains("fd00::1")), "{:?}", report.set_aside);
         assert_same(&saved(Family::V4), &without);
+    }
+
+    /// A Service that is refused has left chains that lead to others of its own, which go all the same.
+    fn a_service_that_is_refused_in_a_load_keeps_nothing() {
+        let facts = facts(Family::V4);
+        let (plans, spoilt, without) = (every_kind(Family::V4), some_spoilt(), unspoilt());
+        let mut live = programmed(&facts, &plans);
+        let now = plans.iter().map(|plan| spoilt.iter().find(|other| other.name == plan.name).unwrap_or(plan).clone());
+        let report = live.replace(&facts, &mut now.collect::<Vec<_>>().into_iter()).unwrap();
+        assert_eq!(report.set_aside.len(), spoilt.len(), "{:?}", report.set_aside);
+        let now = saved(Family::V4);
+        wipe(Family::V4);
+        programmed(&facts, &without);
+        assert_same(&now, &saved(Family::V4));
+    }
+
+    /// A chain that somebody else leads to cannot go. It is emptied, everything else is done, and it goes later.
+    fn a_chain_that_others_lead_to_stands_in_nobodys_way() {
+        let facts = facts(Family::V4);
+        let mut live = programmed(&facts, &every_kind(Family::V4));
+        let chains = saved(Family::V4);
+        let service = chains.iter().find_map(|((_, name), rules)| {
+            let is_of = name.starts_with("KUBE-SVC-") && rules[0].contains("ns/svc2:http");
+            is_of.then_some(name.clone())
+        });
+        let (service, rest) = (service.unwrap(), &every_kind(Family::V4)[3..]);
+        run(&format!("iptables -t nat -N MINE; iptables -t nat -A MINE -g {service}"));
+        live.replace(&facts, &mut rest.iter().cloned()).unwrap();
+        let mut now = saved(Family::V4);
+        assert_eq!(now.remove(&("nat".into(), service)), Some(Vec::new()));
+        run("iptables -t nat -F MINE; iptables -t nat -X MINE");
+        live.replace(&facts, &mut rest.iter().cloned()).unwrap();
+        now.remove(&("nat".into(), "MINE".into()));
+        assert_same(&now, &saved(Family::V4));
+        wipe(Family::V4);
+        programmed(&facts, rest);
+        assert_same(&now, &saved(Family::V4));
     }
 
     /// What is said of the number of rules is what is there.
