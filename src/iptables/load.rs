@@ -45,21 +45,32 @@ impl Iptables {
         if !is_streamed(shape, &held[0]) {
             self.load_shared(&mut nat, shape, &held[0], &mut load)?;
         }
-        load.jumps(&mut nat, shape, &held[0])?;
         let draws = held[0].draws().filter(|_| !shape.terse).map(str::to_owned);
         let mut stale: Vec<String> = held[0].chains.keys().map(ChainName::to_string).chain(draws).collect();
         state::empty_chains(&mut nat, stale.iter())?;
+        let mut nat_jumps = next(Table::Nat, &mut nat)?;
+        load.wrote(Table::Nat, jumps(&mut nat_jumps, shape, &held[0])?);
 
-        let mut filter = next(Table::Filter, &mut nat)?;
+        let mut filter = next(Table::Filter, &mut nat_jumps)?;
         load.fixed(&mut filter, shape, &held[1])?;
         self.load_shared(&mut filter, shape, &held[1], &mut load)?;
-        load.jumps(&mut filter, shape, &held[1])?;
+        let mut filter_jumps = next(Table::Filter, &mut filter)?;
+        load.wrote(Table::Filter, jumps(&mut filter_jumps, shape, &held[1])?);
 
-        let mut mangle = next(Table::Mangle, &mut filter)?;
+        let mut mangle = next(Table::Mangle, &mut filter_jumps)?;
         if !has_canary {
             load.fixed(&mut mangle, shape, &Held::default())?;
         }
-        self.finish(&mut [nat, filter, mangle], &mut load)?;
+        let mut sections = [nat, nat_jumps, filter, filter_jumps, mangle];
+        if !self.ended_well(&mut sections) {
+            // One table may be committed although another one was refused: then its jumps are there.
+            for section in [1, 3] {
+                let table = sections[section].table();
+                sections[section] = Section::new(table)?;
+                jumps(&mut sections[section], shape, &self.held(table)?)?;
+            }
+            self.run(&mut sections, &mut load)?;
+        }
         if !load.aside.is_empty() {
             stale.extend(self.leave_out(shape, &mut held, &mut load)?.iter().map(ChainName::to_string));
         }
@@ -108,7 +119,10 @@ impl Iptables {
             }
             self.keep(&plan.name, programmed);
             if self.sliced(section.lines()) {
-                self.finish(std::slice::from_mut(&mut section), load)?;
+                let slice = std::slice::from_mut(&mut section);
+                if !self.ended_well(slice) {
+                    self.run(slice, load)?;
+                }
                 section = Section::tapped(Table::Nat, Tap::new(self.tools))?;
             }
         }
@@ -153,10 +167,13 @@ impl Iptables {
         numbers.filter_map(|number| Some((number, self.services.get(&load.owners.0[number as usize].0)?)))
     }
 
-    /// Runs the sections, whose text the tool has read meanwhile.
-    fn finish(&self, sections: &mut [Section], load: &mut Load) -> Result<(), Error> {
-        let tap = sections.last_mut().and_then(Section::untap).unwrap_or_else(|| Tap::new(self.tools));
-        load.report.refusals += restore::finish(tap, self.tools, sections, load.owners.count(), &mut load.aside)?;
+    /// Ends the text of the sections, which the tool has read meanwhile. Whether it took all of it.
+    fn ended_well(&self, sections: &mut [Section]) -> bool {
+        sections.last_mut().and_then(Section::untap).unwrap_or_else(|| Tap::new(self.tools)).ended_well()
+    }
+
+    fn run(&self, sections: &mut [Section], load: &mut Load) -> Result<(), Error> {
+        load.report.refusals += restore::run(self.tools, sections, load.owners.count(), &mut load.aside)?;
         Ok(())
     }
 
@@ -175,7 +192,7 @@ impl Iptables {
             self.load_shared(section, shape, held, load)?;
         }
         state::empty_chains(&mut sections[0], chains.iter())?;
-        load.report.refusals += restore::run(self.tools, &mut sections, load.owners.count(), &mut load.aside)?;
+        self.run(&mut sections, load)?;
         Ok(chains)
     }
 
@@ -212,6 +229,15 @@ fn next(table: Table, last: &mut Section) -> Result<Section, Error> {
         Some(tap) => Section::tapped(table, tap),
         None => Section::new(table),
     }
+}
+
+/// The jumps that lead to the shared chains of a table, as far as they are missing. Returns their number.
+fn jumps(section: &mut Section, shape: &Shape, held: &Held) -> Result<usize, Error> {
+    section.own(Whose::Once);
+    for jump in shape.jumps(section.table()).filter(|jump| !held.has(jump)) {
+        section.add(&format!("-I {jump}\n"))?;
+    }
+    Ok(section.lines())
 }
 
 /// Whether the rules in shared chains of the nat table are written while the Services are planned: there are many, and
@@ -294,18 +320,6 @@ impl Load {
                 self.wrote(table, chain.rules.len());
             }
         }
-        Ok(())
-    }
-
-    /// The jumps that lead to the shared chains.
-    fn jumps(&mut self, section: &mut Section, shape: &Shape, held: &Held) -> Result<(), Error> {
-        let table = section.table();
-        section.own(Whose::Once);
-        for jump in shape.jumps(table).filter(|jump| !held.has(jump)) {
-            section.add(&format!("-I {jump}\n"))?;
-            self.wrote(table, 1);
-        }
-        section.own(Whose::All);
         Ok(())
     }
 

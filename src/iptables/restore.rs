@@ -103,17 +103,6 @@ pub fn run(tools: Tools, sections: &mut [Section], owners: Owner, aside: &mut As
     Ok(failures)
 }
 
-/// Ends a text that a tool has read meanwhile, and waits for it. When it was refused, the sections are [`run`].
-pub fn finish(
-    tap: Tap,
-    tools: Tools,
-    sections: &mut [Section],
-    owners: Owner,
-    aside: &mut Aside,
-) -> Result<usize, Error> {
-    if tap.ended_well() { Ok(0) } else { run(tools, sections, owners, aside) }
-}
-
 struct Culprit {
     owner: Option<Owner>,
     section: usize,

@@ -119,6 +119,21 @@ in_both_variants! {
         assert_same(&now, &saved(Family::V4));
     }
 
+    /// A refusal in a table is heard of when those before it are committed: no jump is there twice.
+    fn a_refusal_in_the_filter_table_doubles_no_jump() {
+        let facts = facts(Family::V4);
+        let mut plans = every_kind(Family::V4);
+        programmed(&facts, &plans);
+        let without = saved(Family::V4);
+        wipe(Family::V4);
+        let mut unserved = Plan::new(Family::V4, 20);
+        unserved.edit(|port| port.cluster_ip = "fd00::1".parse().unwrap());
+        plans.insert(3, unserved.build());
+        let report = backend(Family::V4).replace(&facts, &mut plans.into_iter()).unwrap();
+        assert_eq!(report.set_aside.len(), 1, "{:?}", report.set_aside);
+        assert_same(&saved(Family::V4), &without);
+    }
+
     /// A chain that somebody else leads to cannot go. It is emptied, everything else is done, and it goes later.
     fn a_chain_that_others_lead_to_stands_in_nobodys_way() {
         let facts = facts(Family::V4);
