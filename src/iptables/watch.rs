@@ -3,6 +3,8 @@
 //!
 //! Must not run anything that takes long while nothing changes, nor mend what it finds.
 
+use std::time::{Duration, Instant};
+
 use nix::sys::socket::AddressFamily;
 
 use crate::kernel::nftables::{Nftables, TableFamily};
@@ -24,6 +26,9 @@ const SIGNS: [(Table, &str, &str); 8] = [
     (Table::Filter, "KUBE-FORWARD", ""),
 ];
 
+/// How long to wait between looks at tables that only grow: one takes some processes, each of which reads a whole table.
+const PAUSE: Duration = Duration::from_secs(5);
+
 /// Looks on while others use iptables too.
 pub struct Watch {
     family: Family,
@@ -32,6 +37,8 @@ pub struct Watch {
     nft: Option<Nftables>,
     /// How things were when all was known to be there.
     known: Option<Stamp>,
+    /// When signs were last looked for, and found.
+    looked: Option<Instant>,
 }
 
 /// Differs when somebody changed something.
@@ -49,7 +56,7 @@ impl Watch {
     /// Nothing is known yet.
     pub fn new(family: Family, variant: Variant) -> Self {
         let nft = if variant == Variant::Nft { Nftables::open().ok() } else { None };
-        Self { family, variant, nft, known: None }
+        Self { family, variant, nft, known: None, looked: None }
     }
 
     /// Whether a table has nothing in it, so that it need not be read. `false` when that is not known.
@@ -73,23 +80,20 @@ impl Watch {
         self.known = if was_calm && self.variant == Variant::Legacy { self.stamp() } else { None };
     }
 
-    /// Whether our rules are there, as far as a look can tell.
+    /// Whether our rules are there, as far as a look can tell. Where a look costs a process, and tables only grew, which
+    /// others make them do all the time, it may be put off for a few seconds.
     pub fn intact(&mut self, tools: Tools) -> bool {
         let now = self.stamp();
         if now.is_some() && now == self.known {
             return true;
         }
-        // A table that grew was not flushed.
-        let grew = |table: Table| match (self.known, now) {
-            (Some(Stamp::Sizes(before)), Some(Stamp::Sizes(now))) => Table::ALL
-                .iter()
-                .zip(before.iter().zip(&now))
-                .any(|(of, (before, now))| *of == table && (before == now || before.entries < now.entries)),
-            _ => false,
-        };
-        let suspects: Vec<Table> = Table::ALL.into_iter().filter(|table| !grew(*table)).collect();
+        let (suspects, only_grew) = suspects(self.known, now);
+        if only_grew && self.looked.is_some_and(|at| at.elapsed() < PAUSE) {
+            return true;
+        }
         let intact = suspects.into_iter().all(|table| self.shows_signs(tools, table));
         self.known = if intact { now } else { None };
+        self.looked = intact.then(Instant::now);
         intact
     }
 
@@ -133,6 +137,15 @@ impl Watch {
     }
 }
 
+/// The tables that are not as they were known, and whether all of these only grew: then something was added, or all of it
+/// was replaced by more, which happens rarely.
+fn suspects(known: Option<Stamp>, now: Option<Stamp>) -> (Vec<Table>, bool) {
+    let (Some(Stamp::Sizes(known)), Some(Stamp::Sizes(now))) = (known, now) else { return (Table::ALL.into(), false) };
+    let changed = || Table::ALL.into_iter().zip(known.iter().zip(&now)).filter(|(_, (known, now))| known != now);
+    let only_grew = changed().all(|(_, (known, now))| known.entries < now.entries);
+    (changed().map(|(table, _)| table).collect(), only_grew)
+}
+
 fn leads(rule: &str, to: &str) -> bool {
     to.is_empty() || rule.rsplit_once(" -j ").is_some_and(|(_, target)| target == to)
 }
@@ -150,5 +163,31 @@ pub fn table_family(family: Family) -> TableFamily {
     match family {
         Family::V4 => TableFamily::Ip,
         Family::V6 => TableFamily::Ip6,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_changed_is_suspect() {
+        let sizes = |entries: [u32; 3]| {
+            Some(Stamp::Sizes(entries.map(|entries| Size { entries, bytes: 100 * entries, hooks: 4 })))
+        };
+        let known = sizes([20, 30, 6]);
+        for (now, expected) in [
+            (sizes([21, 30, 6]), (vec![Table::Nat], true)),
+            (sizes([21, 31, 6]), (vec![Table::Nat, Table::Filter], true)),
+            (sizes([21, 29, 6]), (vec![Table::Nat, Table::Filter], false)),
+            (sizes([20, 30, 5]), (vec![Table::Mangle], false)),
+            (None, (Table::ALL.into(), false)),
+        ] {
+            assert_eq!(suspects(known, now), expected);
+        }
+        assert_eq!(suspects(None, known), (Table::ALL.into(), false));
+        let Some(Stamp::Sizes(mut other)) = known else { unreachable!() };
+        other[1].bytes += 8;
+        assert_eq!(suspects(known, Some(Stamp::Sizes(other))), (vec![Table::Filter], false), "other rules, as many");
     }
 }

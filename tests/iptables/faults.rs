@@ -34,6 +34,28 @@ fn unspoilt() -> Vec<ServicePlan> {
     every_kind(Family::V4).into_iter().enumerate().filter(|(n, _)| !SPOILT.contains(n)).map(|(_, p)| p).collect()
 }
 
+/// A table that is replaced by a larger one, as by whoever restores rules from a file, is missed like one that is flushed.
+#[test]
+fn a_larger_table_in_place_of_ours_is_noticed() {
+    isolated("faults::a_larger_table_in_place_of_ours_is_noticed", || {
+        use_variant("legacy");
+        let facts = facts(Family::V4);
+        let mut live = programmed(&facts, &every_kind(Family::V4));
+        let before = saved(Family::V4);
+        for table in ["nat", "filter"] {
+            assert!(live.intact());
+            run(&format!(
+                "(echo '*{table}'; for n in $(seq 250); do echo \"-A OUTPUT -d 198.51.100.$n -j ACCEPT\"; done; echo COMMIT) |
+                iptables-restore"
+            ));
+            assert!(!live.intact(), "{table}");
+            run(&format!("iptables -t {table} -F OUTPUT"));
+            live.replace(&facts, &mut every_kind(Family::V4).into_iter()).unwrap();
+            assert_same(&saved(Family::V4), &before);
+        }
+    });
+}
+
 in_both_variants! {
     /// Whatever part of our rules somebody takes away is missed, and comes back; in one family as in the other.
     fn a_flush_of_any_table_is_noticed() {
