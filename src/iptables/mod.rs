@@ -42,9 +42,8 @@ use crate::plan::{NodeFacts, PortName, ServicePlan};
 
 use count::Count;
 use probe::{Question, Variant};
-use restore::{Aside, Owner, Section};
+use restore::{Aside, Owner};
 use shape::Shape;
-use shared::Table;
 use state::{Programmed, Script};
 use watch::Watch;
 
@@ -223,16 +222,12 @@ impl Iptables {
         report.changes += script.changes;
         *written += script.written;
         let taken = news.len();
-        let mut half_done = Section::additive(Table::Filter)?;
+        // What a refused Service had goes too, and what was programmed of it before the refusal.
+        let mut removal = Script::new()?;
         for (number, ((name, ports), new)) in owners.0.iter().zip(news).enumerate() {
             match aside.remove(&(number as Owner)) {
                 Some(refused) => {
-                    if refused.section > 0 {
-                        let old = self.services.get(name).unwrap_or(&nothing);
-                        for (shared, rule) in state::leftovers(old, &new) {
-                            half_done.add(&format!("-D {} {rule}\n", shared.name()))?;
-                        }
-                    }
+                    removal.remove(&self.forget(name), &new, refused.section)?;
                     report.set_aside.extend(ports.iter().map(|port| (port.clone(), refused.reason.clone())));
                 }
                 None => {
@@ -241,7 +236,8 @@ impl Iptables {
                 }
             }
         }
-        restore::run(self.tools, &mut [half_done], 0, &mut aside)?;
+        restore::run(self.tools, &mut removal.sections, 0, &mut aside)?;
+        report.changes += removal.changes;
         Ok(taken)
     }
 }

@@ -14,7 +14,7 @@ use super::packed::Packed;
 use super::restore::{Section, Whose};
 use super::rules::Rules;
 use super::shape::Shape;
-use super::shared::{Shared, Table};
+use super::shared::Table;
 
 /// What is programmed of one Service.
 #[derive(Default)]
@@ -118,13 +118,26 @@ impl Script {
         )?;
         Ok(())
     }
-}
 
-/// What of a Service is programmed although it was refused afterwards: its refusals that came before.
-pub fn leftovers(old: &Programmed, new: &Programmed) -> impl Iterator<Item = (Shared, String)> {
-    let old = old.shared.unpack();
-    let appeared = new.shared.unpack().into_iter();
-    appeared.filter(move |added| added.0.table() == Table::Filter && !old.contains(added))
+    /// Adds what takes a Service away when the change from `old` to `new` was refused in one of the sections: those
+    /// before it are programmed.
+    pub fn remove(&mut self, old: &Programmed, new: &Programmed, refused: usize) -> Result<(), Error> {
+        let translated = if refused > TRANSLATION { new } else { old };
+        let (old, new) = (old.shared.unpack(), new.shared.unpack());
+        let appeared = new.iter().filter(|rule| refused > APPEARING && !old.contains(rule));
+        let refusals = old.iter().chain(appeared).filter(|(shared, _)| shared.table() == Table::Filter);
+        for (shared, rule) in refusals {
+            self.sections[DISAPPEARING].add(&format!("-D {} {rule}\n", shared.name()))?;
+            self.changes += 1;
+        }
+        for (shared, rule) in translated.shared.unpack().iter().filter(|(shared, _)| shared.table() == Table::Nat) {
+            self.sections[TRANSLATION].add(&format!("-D {} {rule}\n", shared.name()))?;
+            self.changes += 1;
+        }
+        let chains = translated.chains.iter().map(|(name, _)| *name);
+        self.changes += remove_chains(&mut self.sections[TRANSLATION], chains)?;
+        Ok(())
+    }
 }
 
 /// Writes a chain, whatever it held before. Returns the number of rules.

@@ -141,6 +141,22 @@ in_both_variants! {
         assert_same(&now, &saved(Family::V4));
     }
 
+    /// In a change it keeps nothing either, and gets all of it back when it is as it should be.
+    fn a_service_that_is_refused_in_a_change_keeps_nothing() {
+        let facts = facts(Family::V4);
+        let (plans, spoilt) = (every_kind(Family::V4), some_spoilt());
+        let mut live = programmed(&facts, &plans);
+        let before = saved(Family::V4);
+        let report = live.update(&spoilt).unwrap();
+        assert_eq!(report.set_aside.len(), spoilt.len(), "{:?}", report.set_aside);
+        let now = saved(Family::V4);
+        live.update(&plans).unwrap();
+        assert_same(&saved(Family::V4), &before);
+        wipe(Family::V4);
+        programmed(&facts, &unspoilt());
+        assert_same(&now, &saved(Family::V4));
+    }
+
     /// A refusal in a table is heard of when those before it are committed: no jump is there twice.
     fn a_refusal_in_the_filter_table_doubles_no_jump() {
         let facts = facts(Family::V4);
