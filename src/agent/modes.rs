@@ -22,6 +22,29 @@ pub type Leftovers = Box<dyn FnOnce(Family) -> Result<(), Error>>;
 pub const IPVS_DEPRECATION: &str = "mode ipvs is deprecated: Kubernetes deprecated it in v1.35 and will remove it; the mode \
     to move to is nftables: write `mode: nftables` and restart, what this mode programmed is then removed";
 
+/// The sets of upstream's IPVS mode (contract 10.5), less their prefix: `KUBE-` for IPv4, `KUBE-6-` for IPv6.
+const IPSETS: [&str; 17] = [
+    "LOOP-BACK",
+    "CLUSTER-IP",
+    "EXTERNAL-IP",
+    "EXTERNAL-IP-LOCAL",
+    "LOAD-BALANCER",
+    "LOAD-BALANCER-LOCAL",
+    "LOAD-BALANCER-FW",
+    "LOAD-BALANCER-SOURCE-CIDR",
+    "LOAD-BALANCER-SOURCE-IP",
+    "NODE-PORT-TCP",
+    "NODE-PORT-UDP",
+    "NODE-PORT-LOCAL-TCP",
+    "NODE-PORT-LOCAL-UDP",
+    "NODE-PORT-SCTP-HASH",
+    "NODE-PORT-LOCAL-SCTP-HASH",
+    "HEALTH-CHECK-NODE-PORT",
+    "IPVS-IPS",
+];
+/// Longer names are cut (`IPSET_MAXNAMELEN` less the zero at its end).
+const LONGEST_IPSET: usize = 31;
+
 /// The families that this node has, and the mode can serve (contract 3.3).
 ///
 /// # Errors
@@ -121,10 +144,18 @@ fn remove_ipvs(family: Family, exclude: &[IpNet]) -> Result<(), Error> {
     Ipvs::new(family, options).and_then(|mut servers| servers.cleanup())
 }
 
-/// Upstream's IPVS mode keeps its addresses in ipsets: `KUBE-…` for IPv4, `KUBE-6-…` for IPv6 (contract 10.5).
+/// Whether upstream's IPVS mode has a set of this name. Others' sets begin with `KUBE-` too: kube-router keeps network
+/// policies in such.
+fn is_ipset(name: &str, family: Family) -> bool {
+    let prefix = if family == Family::V4 { "KUBE-" } else { "KUBE-6-" };
+    let Some(rest) = name.strip_prefix(prefix) else { return false };
+    let room = LONGEST_IPSET - prefix.len();
+    IPSETS.iter().any(|set| rest == &set[..set.len().min(room)])
+}
+
 fn remove_ipsets(family: Family) -> Result<(), Error> {
-    let of_family = |name: &str| name.starts_with("KUBE-") && name.starts_with("KUBE-6-") == (family == Family::V6);
-    ipset::destroy(of_family).map(drop).map_err(|error| Error(format!("cannot remove ipsets of IPVS mode: {error}")))
+    let removed = ipset::destroy(|name| is_ipset(name, family));
+    removed.map_err(|error| Error(format!("cannot remove all ipsets of IPVS mode: {error}")))
 }
 
 fn iptables_options(config: &Config) -> iptables::Options {
@@ -143,4 +174,32 @@ fn ipvs_options(config: &config::Ipvs) -> Result<ipvs::Options, Error> {
         strict_arp: config.strict_arp,
         timeouts: [config.tcp_timeout, config.tcp_fin_timeout, config.udp_timeout].map(seconds),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_sets_of_upstream_s_ipvs_mode_are_taken_for_such() {
+        for (name, family) in [
+            ("KUBE-LOOP-BACK", Some(Family::V4)),
+            ("KUBE-NODE-PORT-LOCAL-SCTP-HASH", Some(Family::V4)),
+            ("KUBE-6-IPVS-IPS", Some(Family::V6)),
+            ("KUBE-6-LOAD-BALANCER-SOURCE-CID", Some(Family::V6)),
+            ("KUBE-6-NODE-PORT-LOCAL-SCTP-HAS", Some(Family::V6)),
+            ("KUBE-6-LOAD-BALANCER-SOURCE-CIDR", None),
+            ("KUBE-LOAD-BALANCER-SOURCE-CID", None),
+            ("KUBE-SRC-AAAAAAAAAAAAAAAA", None),
+            ("KUBE-DST-BBBBBBBBBBBBBBBB", None),
+            ("KUBE-6-SRC-AAAAAAAAAAAAAAAA", None),
+            ("KUBE-CLUSTER-IP-MINE", None),
+            ("KUBE-", None),
+            ("MY-CLUSTER-IP", None),
+        ] {
+            for of in Family::ALL {
+                assert_eq!(is_ipset(name, of), family == Some(of), "{name} {of}");
+            }
+        }
+    }
 }

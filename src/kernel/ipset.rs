@@ -16,14 +16,16 @@ const ATTR_FLAGS: u16 = 6;
 const LIST_NAMES: u32 = 1 << 1;
 /// The protocol version that all kernels since 3.x speak.
 const PROTOCOL: u8 = 6;
+/// `IPSET_ERR_BUSY`: ipset's own codes begin at 4096.
+const BUSY: i32 = 4100;
 /// `nfgenmsg` of no particular family.
 const HEADER: [u8; 4] = [2, 0, 0, 0];
 
-/// Removes the sets whose names `wanted` picks, and returns how many went. A kernel without ipset has none.
+/// Removes the sets whose names `wanted` picks. A kernel without ipset has none.
 ///
 /// # Errors
-/// When the kernel cannot be asked, or a set is still used by a rule.
-pub fn destroy(wanted: impl Fn(&str) -> bool) -> io::Result<usize> {
+/// When the kernel cannot be asked, or sets are still used by rules: all others are gone then.
+pub fn destroy(wanted: impl Fn(&str) -> bool) -> io::Result<()> {
     let mut socket = Socket::open(SockProtocol::NetlinkNetFilter)?;
     let mut condemned = Vec::new();
     let listed = names(&mut socket, |name| {
@@ -33,19 +35,22 @@ pub fn destroy(wanted: impl Fn(&str) -> bool) -> io::Result<usize> {
     });
     match listed {
         // The module is not there: nobody ever made a set.
-        Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => return Ok(0),
+        Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => return Ok(()),
         other => other?,
     }
+    let mut failures = Vec::new();
     for name in &condemned {
         let mut request = Buffer::new();
         request.message(kind(CMD_DESTROY), ACK, socket.next_sequence(), &HEADER);
         request.attr(ATTR_PROTOCOL, &[PROTOCOL]);
         request.text(ATTR_SETNAME, name);
-        socket
-            .request(&request, |_| {})
-            .map_err(|error| io::Error::new(error.kind(), format!("ipset {name}: {error}")))?;
+        match socket.request(&request, |_| {}) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(BUSY) => failures.push(format!("{name} is used by a rule")),
+            Err(error) => failures.push(format!("{name}: {error}")),
+        }
     }
-    Ok(condemned.len())
+    if failures.is_empty() { Ok(()) } else { Err(io::Error::other(failures.join(", "))) }
 }
 
 fn names(socket: &mut Socket, mut each: impl FnMut(&str)) -> io::Result<()> {

@@ -79,6 +79,8 @@ pub struct Refusal {
     pub sequence: u32,
     /// Why.
     pub errno: Errno,
+    /// As the kernel gave it: some of its parts have codes of their own, which `errno` does not know.
+    pub code: i32,
     /// The kernel's own words, when it has some (`NLMSGERR_ATTR_MSG`).
     pub text: Option<String>,
 }
@@ -423,9 +425,7 @@ fn received(mut bytes: &[u8], each: &mut impl FnMut(Received<'_>)) {
         match kind {
             NLMSG_ERROR => each(error(sequence, flags, payload)),
             NLMSG_DONE => each(match payload.get(..4).map(|code| i32::from_ne_bytes(code.try_into().unwrap())) {
-                Some(code) if code < 0 => {
-                    Received::Refused(Refusal { sequence, errno: Errno::from_raw(-code), text: None })
-                }
+                Some(code) if code < 0 => Received::Refused(Refusal::new(sequence, -code, None)),
                 _ => Received::Done { cut },
             }),
             MIN_TYPE.. => each(Received::Message(Message { kind, sequence, payload }, cut)),
@@ -450,16 +450,22 @@ fn error(sequence: u32, flags: u16, payload: &[u8]) -> Received<'_> {
         .then(|| payload.get(4 + echoed..).and_then(|rest| attribute(rest, 1)))
         .flatten()
         .map(|message| text(message).to_owned());
-    Received::Refused(Refusal { sequence, errno: Errno::from_raw(-code), text })
+    Received::Refused(Refusal::new(sequence, -code, text))
 }
 
 // === impl Refusal ===
+
+impl Refusal {
+    fn new(sequence: u32, code: i32, text: Option<String>) -> Self {
+        Self { sequence, errno: Errno::from_raw(code), code, text }
+    }
+}
 
 impl From<Refusal> for io::Error {
     fn from(refusal: Refusal) -> Self {
         match refusal.text {
             Some(text) => Self::new(Self::from(refusal.errno).kind(), format!("{}: {text}", refusal.errno.desc())),
-            None => refusal.errno.into(),
+            None => Self::from_raw_os_error(refusal.code),
         }
     }
 }
