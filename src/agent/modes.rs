@@ -11,6 +11,7 @@ use crate::backend::{Backend, Error};
 use crate::config::{self, Config, Mode};
 use crate::iptables::{self, Iptables};
 use crate::ipvs::{self, Ipvs};
+use crate::kernel::nftables::{Nftables, is_absent};
 use crate::kernel::{ipset, sysctl};
 use crate::model::Family;
 use crate::nftables::{self, Table};
@@ -135,11 +136,23 @@ pub fn cleanup(config: &Config) -> Result<(), String> {
     }
 }
 
+/// Whether the kernel has netfilter's netlink: without it nobody ever programmed anything but iptables, for upstream's IPVS
+/// mode needs it too, for its ipsets.
+fn has_netlink() -> bool {
+    !Nftables::open().is_err_and(|error| is_absent(&error))
+}
+
 fn remove_nftables(family: Family) -> Result<(), Error> {
+    if !has_netlink() {
+        return Ok(());
+    }
     Table::new(family).and_then(|mut table| table.cleanup())
 }
 
 fn remove_ipvs(family: Family, exclude: &[IpNet]) -> Result<(), Error> {
+    if !has_netlink() {
+        return Ok(());
+    }
     let options = ipvs::Options { exclude: exclude.to_vec(), ..ipvs::Options::default() };
     Ipvs::new(family, options).and_then(|mut servers| servers.cleanup())
 }
@@ -154,6 +167,9 @@ fn is_ipset(name: &str, family: Family) -> bool {
 }
 
 fn remove_ipsets(family: Family) -> Result<(), Error> {
+    if !has_netlink() {
+        return Ok(());
+    }
     let removed = ipset::destroy(|name| is_ipset(name, family));
     removed.map_err(|error| Error(format!("cannot remove all ipsets of IPVS mode: {error}")))
 }

@@ -5,10 +5,8 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use nix::libc;
-
 use crate::backend::Error;
-use crate::kernel::nftables::{Batch, CommitError, Nftables};
+use crate::kernel::nftables::{Batch, CommitError, Nftables, is_absent};
 use crate::model::Family;
 
 use super::shared::{Table, goes};
@@ -40,7 +38,8 @@ pub fn remove(family: Family, table: Table) -> Result<bool, Error> {
     let failed =
         |reason: &dyn std::fmt::Display| Error(format!("remove chains from table {}: {reason}", table.as_str()));
     let mut nft = match Nftables::open() {
-        Err(error) if has_no_nf_tables(&error) => return Ok(false),
+        // Such a kernel has no rules of iptables-nft.
+        Err(error) if is_absent(&error) => return Ok(false),
         other => other.map_err(|error| failed(&error))?,
     };
     let mut removed = false;
@@ -64,17 +63,12 @@ pub fn remove(family: Family, table: Table) -> Result<bool, Error> {
     Err(failed(&"another program changes the ruleset all the time; stop a second kube-proxy, if there is one"))
 }
 
-/// Such a kernel has no rules of iptables-nft.
-fn has_no_nf_tables(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::EINVAL))
-}
-
 // === impl Found ===
 
 impl Found {
     fn read(nft: &mut Nftables, family: Family, table: Table) -> io::Result<Self> {
         let generation = match nft.generation() {
-            Err(error) if has_no_nf_tables(&error) => return Ok(Self::default()),
+            Err(error) if is_absent(&error) => return Ok(Self::default()),
             other => other?,
         };
         let ours = nft.chains(table_family(family), table.as_str())?.into_iter().filter(|(name, _)| goes(table, name));

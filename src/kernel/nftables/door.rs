@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::socket::{SockProtocol, getsockopt, sockopt};
 
 use super::*;
@@ -200,7 +201,7 @@ impl Nftables {
         generation.ok_or_else(|| io::Error::other("nf_tables does not tell its generation"))
     }
 
-    /// Whether a table exists.
+    /// Whether a table exists. A kernel without nf_tables has none.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
@@ -208,7 +209,7 @@ impl Nftables {
         let mut request = Buffer::new();
         request.message(subsystem(GETTABLE), ACK, self.next(), &family.header());
         request.text(TABLE_NAME, table);
-        found(self.socket.request(&request, |_| {}))
+        has_table(self.socket.request(&request, |_| {}))
     }
 
     /// Whether a table has a chain.
@@ -335,6 +336,19 @@ impl Nftables {
     }
 }
 
+/// Whether an error says that the kernel has no nf_tables: it does not know netfilter's netlink, or nobody there answers
+/// for nf_tables.
+pub fn is_absent(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::EINVAL))
+}
+
+fn has_table(outcome: io::Result<()>) -> io::Result<bool> {
+    match found(outcome) {
+        Err(error) if is_absent(&error) => Ok(false),
+        other => other,
+    }
+}
+
 /// Turns "no such object" into `false`.
 fn found(outcome: io::Result<()>) -> io::Result<bool> {
     match outcome {
@@ -411,3 +425,18 @@ impl std::fmt::Display for CommitError {
 }
 
 impl std::error::Error for CommitError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_nf_tables_has_no_table() {
+        let outcome = |errno: Errno| has_table(Err(errno.into())).map_err(|error| error.raw_os_error());
+        assert!(has_table(Ok(())).unwrap());
+        for errno in [Errno::ENOENT, Errno::EINVAL, Errno::EPROTONOSUPPORT] {
+            assert_eq!(outcome(errno), Ok(false), "{errno}");
+        }
+        assert_eq!(outcome(Errno::EPERM), Err(Some(libc::EPERM)));
+    }
+}

@@ -8,7 +8,7 @@ mod door;
 mod set;
 
 pub use batch::{Batch, Element, Hook, Value};
-pub use door::{CommitError, Nftables, ReadElement, ReadRule};
+pub use door::{CommitError, Nftables, ReadElement, ReadRule, is_absent};
 pub use set::{Data, Field, ReadSet, SetSpec};
 
 /// `ip` or `ip6`.
