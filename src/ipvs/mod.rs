@@ -140,6 +140,7 @@ impl Ipvs {
     fn replace_servers(&mut self, state: &State) -> io::Result<Outcome> {
         let mut held = self.virtual_servers()?;
         let Some(servers) = &mut self.servers else { return Ok(Outcome::default()) };
+        servers.begin();
         // An external IP that is the node's own may meet a NodePort of the same number: the first has it.
         let mut done = HashSet::new();
         for (entrance, server) in state.servers() {
@@ -168,6 +169,7 @@ impl Ipvs {
 
     fn update_servers(&mut self, state: &State, changes: &Changes) -> io::Result<Outcome> {
         let Some(servers) = &mut self.servers else { return Ok(Outcome::default()) };
+        servers.begin();
         for (entrance, change) in changes.servers() {
             for at in state.at(entrance) {
                 match (&change.before, &change.after) {
@@ -244,6 +246,7 @@ impl Ipvs {
             |at: &VirtualServer| on_device.contains(&at.address) || owned.as_ref().is_none_or(|owned| owned.has(at));
         let held = self.virtual_servers().map_err(failed)?;
         if let Some(servers) = &mut self.servers {
+            servers.begin();
             for at in held.into_keys().filter(|at| is_ours(at) && !is_excluded(&self.options, at)) {
                 servers.remove(at).map_err(failed)?;
             }

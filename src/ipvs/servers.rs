@@ -89,6 +89,12 @@ impl Servers {
         Ok(found)
     }
 
+    /// Forgets what an attempt that failed left to send and to tell. To be called before the first change of the next.
+    pub fn begin(&mut self) {
+        self.pending.clear();
+        self.outcome = Outcome::default();
+    }
+
     /// Adds a virtual server that the kernel does not have.
     ///
     /// # Errors
@@ -133,21 +139,23 @@ impl Servers {
     /// Removes the real servers that have no connections any more. Returns whether some still have.
     ///
     /// # Errors
-    /// When the kernel cannot be asked, or the socket fails.
+    /// When the kernel cannot be asked, or the socket fails: then all are looked at again.
     pub fn retire(&mut self) -> io::Result<bool> {
-        for (at, mut leaving) in std::mem::take(&mut self.leaving) {
+        self.begin();
+        let mut busy = HashMap::new();
+        let all: Vec<VirtualServer> = self.leaving.keys().copied().collect();
+        for at in all {
             let held = self.ipvs.real_servers(&at)?;
-            let of = |server: &RealServer| held.iter().find(|held| held.server == *server);
-            leaving.retain(|server| of(server).is_some_and(|held| held.weight == 0));
-            let (busy, idle): (Vec<_>, Vec<_>) =
-                leaving.into_iter().partition(|server| of(server).is_some_and(|held| held.connections > 0));
+            let (still, idle) = retiring(&self.leaving[&at], &held);
             for server in idle {
                 self.push(Command::DeleteReal(at, server))?;
             }
-            if !busy.is_empty() {
-                self.leaving.insert(at, busy);
+            if !still.is_empty() {
+                busy.insert(at, still);
             }
         }
+        self.flush()?;
+        self.leaving = busy;
         Ok(self.any_leaving())
     }
 
@@ -233,6 +241,20 @@ fn corrections(
     (commands, leaving)
 }
 
+/// Of real servers that are leaving, those that still have connections, and those that can go.
+fn retiring(leaving: &[RealServer], held: &[Held]) -> (Vec<RealServer>, Vec<RealServer>) {
+    let (mut busy, mut idle) = (Vec::new(), Vec::new());
+    for server in leaving {
+        match held.iter().find(|held| held.server == *server) {
+            Some(held) if held.weight != 0 => {}
+            Some(held) if held.connections > 0 => busy.push(*server),
+            Some(_) => idle.push(*server),
+            None => {}
+        }
+    }
+    (busy, idle)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -297,5 +319,13 @@ mod tests {
         ] {
             assert_eq!(summary(protocol, &[], &[present]), (commands.into(), leaving), "{protocol} {present:?}");
         }
+    }
+
+    #[test]
+    fn who_leaves_goes_with_its_last_connection_unless_it_came_back() {
+        let leaving: Vec<RealServer> = (1..=4).map(|last| real(&endpoint(last, 1))).collect();
+        let present = [held(1, 0, 2), held(2, 0, 0), held(3, 1, 0)];
+        let (busy, idle) = retiring(&leaving, &present);
+        assert_eq!((&busy[..], &idle[..]), (&leaving[..1], &leaving[1..2]));
     }
 }
