@@ -3,7 +3,9 @@
 mod support;
 
 use std::collections::HashMap;
+use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -17,10 +19,11 @@ use kube_proxy::observe::metrics::Metrics;
 use kube_proxy::observe::scrape::Build;
 use kube_proxy::observe::service_health::ServiceHealth;
 use kube_proxy::observe::time::clock;
+use nix::sys::socket::{Shutdown, SockaddrIn, getsockname, shutdown};
 use smol::future::{poll_once, yield_now};
 use smol::io::{AsyncReadExt, AsyncWriteExt};
 use smol::{LocalExecutor, block_on};
-use support::netns::isolated;
+use support::netns::{isolated, run as run_shell};
 
 /// What a server answered.
 struct Answer {
@@ -136,6 +139,40 @@ fn a_crowd_of_silent_clients_is_served_one_after_another() {
 }
 
 #[test]
+fn a_server_without_a_descriptor_left_keeps_its_clients_and_serves_more_later() {
+    isolated("a_server_without_a_descriptor_left_keeps_its_clients_and_serves_more_later", || {
+        together(|executor| async move {
+            let listener = tcp("127.0.0.1:0".parse().unwrap(), Unspecified::BothFamilies).unwrap();
+            let address = listener.local_addr().unwrap();
+            let _server = executor.spawn(serve(listener, echo()));
+            let mut kept = connect(address).await.unwrap();
+            let mut buffer = [0; 512];
+            let mut ask = async || {
+                kept.write_all(b"GET /kept HTTP/1.1\r\nHost: t\r\n\r\n").await.unwrap();
+                let length = kept.read(&mut buffer).await.unwrap();
+                assert!(buffer[..length].ends_with(b"GET /kept"), "{}", String::from_utf8_lossy(&buffer[..length]));
+            };
+            ask().await;
+
+            run_shell("prlimit --nofile=256: --pid $PPID");
+            let mut ballast = Vec::new();
+            while let Ok(file) = File::open("/dev/null") {
+                ballast.push(file);
+            }
+            ballast.pop();
+            // The client takes the last one; there is none for the server's side.
+            let mut late = Box::pin(get(address, "/late"));
+            for _ in 0..20 {
+                assert!(poll_once(&mut late).await.is_none(), "it waits");
+                ask().await;
+            }
+            ballast.clear();
+            assert_eq!(late.await.unwrap().body, "GET /late");
+        });
+    });
+}
+
+#[test]
 fn a_taken_address_is_an_error_or_is_waited_for() {
     isolated("a_taken_address_is_an_error_or_is_waited_for", || {
         together(|executor| async move {
@@ -241,6 +278,40 @@ fn health_check_ports_follow_their_services() {
             assert_eq!(get(at("127.0.0.1", first), "/").await.unwrap().status, 200);
         });
     });
+}
+
+#[test]
+fn a_health_check_port_that_ended_is_opened_again() {
+    isolated("a_health_check_port_that_ended_is_opened_again", || {
+        together(|executor| async move {
+            let health = Health::new(clock(), Duration::from_secs(30));
+            let mut servers = ServiceHealth::new(Rc::clone(&executor), vec!["127.0.0.1".parse().unwrap()], health);
+            let port = free_port();
+            servers.set(&ObjectName::new("ns", "one"), Some((port, 1)));
+            assert!(servers.open().await.is_empty());
+            assert_eq!(get(at("127.0.0.1", port), "/").await.unwrap().status, 200);
+
+            end_listening(port);
+            assert!(get(at("127.0.0.1", port), "/").await.is_err(), "closed");
+            // The server has had its turn when another one answered.
+            let listener = tcp("127.0.0.1:0".parse().unwrap(), Unspecified::OwnFamily).unwrap();
+            let other = listener.local_addr().unwrap();
+            let _other = executor.spawn(serve(listener, echo()));
+            assert_eq!(get(other, "/").await.unwrap().status, 200);
+            assert!(servers.open().await.is_empty());
+            assert_eq!(get(at("127.0.0.1", port), "/").await.unwrap().status, 200);
+        });
+    });
+}
+
+/// Ends the listening on a port of this process, as `ss -K` does.
+fn end_listening(port: u16) {
+    for fd in fs::read_dir("/proc/self/fd").unwrap() {
+        let fd: RawFd = fd.unwrap().file_name().to_str().unwrap().parse().unwrap();
+        if getsockname::<SockaddrIn>(fd).is_ok_and(|address| address.port() == port) {
+            shutdown(fd, Shutdown::Both).unwrap();
+        }
+    }
 }
 
 #[test]

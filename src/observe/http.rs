@@ -32,9 +32,11 @@ pub type Handler = Rc<dyn Fn(&Request) -> Answer>;
 pub const CONNECTIONS: usize = 128;
 /// How long a client may take to send a request, and how long a kept connection may be silent.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long to wait after a connection could not be accepted: what was short may be there again by then.
+const RECOVERY: Duration = Duration::from_millis(100);
 
 /// Serves `address` for ever; an unspecified one stands for all addresses of both families. When it cannot be bound, or
-/// accepting fails, this is logged and tried again after `retry`.
+/// the server ends, this is logged and tried again after `retry`.
 ///
 /// # Errors
 /// Returns only when `retry` is `None` and the server failed: in one line, with the address.
@@ -52,7 +54,8 @@ pub async fn run(name: &str, address: SocketAddr, retry: Option<Duration>, handl
     }
 }
 
-/// Serves a listener until accepting from it fails.
+/// Serves a listener for as long as it listens. When a connection cannot be accepted, for want of descriptors for one,
+/// the others go on and it waits.
 pub async fn serve(listener: TcpListener, handler: Handler) -> io::Error {
     let listener = match Async::new(listener) {
         Ok(listener) => listener,
@@ -61,10 +64,12 @@ pub async fn serve(listener: TcpListener, handler: Handler) -> io::Error {
     let slots = Semaphore::new(CONNECTIONS);
     let connections = LocalExecutor::new();
     let accepting = async {
+        let mut told = None;
         loop {
             let slot = slots.acquire().await;
             match listener.accept().await {
                 Ok((stream, _)) => {
+                    told = None;
                     let handler = Rc::clone(&handler);
                     let connection = async move {
                         answer(stream, handler).await;
@@ -74,7 +79,14 @@ pub async fn serve(listener: TcpListener, handler: Handler) -> io::Error {
                 }
                 // The client went before its turn.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(error) => return error,
+                // Somebody ended the listening (`ss -K`): nothing more will come.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => return error,
+                Err(error) => {
+                    if told.replace(error.kind()) != Some(error.kind()) {
+                        ::log::warn!("cannot accept a connection, trying again: {error}");
+                    }
+                    Timer::after(RECOVERY).await;
+                }
             }
         }
     };

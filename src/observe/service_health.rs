@@ -3,7 +3,7 @@
 //!
 //! Must not count endpoints; it is told the number.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -29,6 +29,8 @@ pub struct ServiceHealth {
     servers: HashMap<ObjectName, Server>,
     /// Those that are wanted and do not listen.
     closed: HashSet<ObjectName>,
+    /// Those of which a server ended by itself since the last look.
+    ended: Rc<RefCell<Vec<ObjectName>>>,
     /// What was told to end, and may still hold its port.
     ending: Vec<Task<()>>,
 }
@@ -58,7 +60,15 @@ impl ServiceHealth {
     /// No servers yet. They will run on `executor` and listen on `addresses`: those of the node that accept NodePorts, or
     /// the unspecified one of the family for all of that family.
     pub fn new(executor: Rc<LocalExecutor<'static>>, addresses: Vec<IpAddr>, health: Rc<Health>) -> Self {
-        Self { executor, addresses, health, servers: HashMap::new(), closed: HashSet::new(), ending: Vec::new() }
+        Self {
+            executor,
+            addresses,
+            health,
+            servers: HashMap::new(),
+            closed: HashSet::new(),
+            ended: Rc::default(),
+            ending: Vec::new(),
+        }
     }
 
     /// Says what a Service wants: its port, and the number of distinct addresses of its ready endpoints on this node.
@@ -84,12 +94,21 @@ impl ServiceHealth {
     /// Closes what is no longer wanted, opens what is not open yet, and returns what cannot be opened, once for each
     /// reason; it is tried again by the next call. To be called after each successful sync. The executor must be running.
     pub async fn open(&mut self) -> Vec<Failure> {
+        for service in self.ended.take() {
+            // A server that took the place of the one that ended is left alone.
+            if let Some(server) = self.servers.get_mut(&service)
+                && server.tasks.iter().any(Task::is_finished)
+            {
+                self.ending.append(&mut server.tasks);
+                self.closed.insert(service);
+            }
+        }
         // A port is free only when its former owner is really gone.
         for task in self.ending.drain(..) {
             task.cancel().await;
         }
         let mut failures = Vec::new();
-        let (executor, addresses, health) = (&self.executor, &self.addresses, &self.health);
+        let (executor, addresses, health, ended) = (&self.executor, &self.addresses, &self.health, &self.ended);
         let servers = &mut self.servers;
         self.closed.retain(|service| {
             let server = servers.get_mut(service).expect("`set` keeps both tables alike");
@@ -100,11 +119,15 @@ impl ServiceHealth {
             match opened {
                 Ok(listeners) => {
                     let handler = handler(service, &server.endpoints, health);
+                    server.told = None;
                     server.tasks.extend(listeners.into_iter().map(|listener| {
-                        let (handler, name) = (Rc::clone(&handler), service.clone());
+                        let (handler, name, ended) = (Rc::clone(&handler), service.clone(), Rc::clone(ended));
                         executor.spawn(async move {
                             let error = serve(listener, handler).await;
-                            ::log::error!("the health check port of {name} ended: {error}");
+                            ::log::error!(
+                                "the health check port of {name} ended, the next sync opens it again: {error}"
+                            );
+                            ended.borrow_mut().push(name);
                         })
                     }));
                     false
