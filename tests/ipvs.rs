@@ -459,6 +459,13 @@ fn a_restart_changes_nothing_and_cuts_nothing() {
         replace(&mut ipvs, Family::V4, &services);
         assert_eq!(everything(), before);
         assert!(ipvs.intact());
+        for loss in ["ipvsadm -D -t 172.18.0.2:30080", "ip addr del 10.96.0.101/32 dev kube-ipvs0"] {
+            run(loss);
+            assert!(!ipvs.intact(), "{loss}");
+            replace(&mut ipvs, Family::V4, &services);
+            assert_eq!(everything(), before, "{loss}");
+            assert!(ipvs.intact(), "{loss}");
+        }
     });
 }
 

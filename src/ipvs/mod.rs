@@ -218,7 +218,7 @@ impl Ipvs {
         }
         let mut report = Report { changes: self.filter.replace(facts, state.records())?, ..Report::default() };
         let outcome = self.replace_servers(&state).map_err(|error| servers_failed(&error))?;
-        note(&state, outcome, &mut report)?;
+        note(&mut state, outcome, &mut report)?;
         let mut held: HashSet<IpAddr> = self.addresses(state.device(), self.family)?.into_iter().collect();
         let added: Vec<IpAddr> = state.addresses().filter(|address| !held.remove(address)).collect();
         let gone: Vec<IpAddr> = held.into_iter().filter(|address| !is_link_local(address)).collect();
@@ -280,13 +280,16 @@ impl Backend for Ipvs {
     }
 
     fn intact(&mut self) -> bool {
-        let Some(state) = &self.state else { return true };
-        let example = state.servers().flat_map(|(entrance, _)| state.at(entrance)).next();
-        let has_servers = match (&mut self.servers, example) {
-            (Some(servers), Some(at)) => servers.ipvs().has(&at).unwrap_or(true),
-            _ => true,
+        let Some(device) = self.state.as_ref().map(State::device) else { return true };
+        if !self.filter.intact() || !self.device.index().is_ok_and(|index| index == Some(device)) {
+            return false;
+        }
+        // What cannot be read is not known to be lost.
+        let (Ok(servers), Ok(addresses)) = (self.virtual_servers(), self.addresses(device, self.family)) else {
+            return true;
         };
-        has_servers && self.filter.intact() && self.device.index().is_ok_and(|index| index == Some(state.device()))
+        let addresses = addresses.into_iter().collect();
+        self.state.as_ref().is_none_or(|state| state.is_held(|at| servers.contains_key(at), &addresses))
     }
 
     fn tick(&mut self) -> Option<Duration> {
@@ -343,7 +346,7 @@ fn servers_failed(error: &io::Error) -> Error {
 }
 
 /// Reports what became of virtual servers.
-fn note(state: &State, outcome: Outcome, report: &mut Report) -> Result<(), Error> {
+fn note(state: &mut State, outcome: Outcome, report: &mut Report) -> Result<(), Error> {
     report.changes += outcome.changes;
     if outcome.stale {
         return Err(Error("the virtual servers of IPVS were changed by another program; they are read again".into()));
@@ -351,6 +354,7 @@ fn note(state: &State, outcome: Outcome, report: &mut Report) -> Result<(), Erro
     if outcome.refused.is_empty() {
         return Ok(());
     }
+    state.refuse(outcome.refused.keys().copied());
     for (entrance, server) in state.servers() {
         for at in state.at(entrance) {
             if let Some(why) = outcome.refused.get(&at) {

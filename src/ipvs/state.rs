@@ -18,6 +18,8 @@ pub struct State {
     addresses: Counts<IpAddr>,
     local_endpoints: Counts<IpAddr>,
     health_checks: Counts<u16>,
+    /// Virtual servers that the kernel did not take, at some time.
+    refused: HashSet<VirtualServer>,
     around: Around,
 }
 
@@ -109,6 +111,19 @@ impl State {
         };
         let addresses = one.into_iter().chain(many.iter().copied());
         addresses.map(move |address| VirtualServer { address, protocol: protocol as u8, port })
+    }
+
+    /// Notes that the kernel did not take these.
+    pub fn refuse(&mut self, servers: impl Iterator<Item = VirtualServer>) {
+        self.refused.extend(servers);
+    }
+
+    /// Whether the kernel holds every virtual server, but for those that it once did not take, and our device every
+    /// address.
+    pub fn is_held(&self, has: impl Fn(&VirtualServer) -> bool, addresses: &HashSet<IpAddr>) -> bool {
+        let mut servers = self.servers().flat_map(|(entrance, _)| self.at(entrance));
+        servers.all(|at| has(&at) || self.refused.contains(&at))
+            && self.addresses().all(|address| addresses.contains(&address))
     }
 
     /// Addresses that must be on our device.
@@ -216,5 +231,66 @@ impl<T> Difference<T> {
     fn extend<U>(&mut self, other: Difference<U>, as_item: impl Fn(&U) -> T) {
         self.gone.extend(other.gone.iter().map(&as_item));
         self.added.extend(other.added.iter().map(&as_item));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ipvs::scheduler::Scheduler;
+    use crate::model::Protocol;
+    use crate::plan::{PortName, PortPlan, Route, ServicePlan};
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn at(address: &str, port: u16) -> VirtualServer {
+        VirtualServer { address: ip(address), protocol: Protocol::Tcp as u8, port }
+    }
+
+    /// One Service with a ClusterIP, an external IP that is the node's own, and a NodePort.
+    fn state() -> State {
+        let name = ObjectName::new("ns", "s");
+        let port = PortPlan {
+            name: PortName { service: name.clone(), port: "".into(), protocol: Protocol::Tcp },
+            cluster_ip: ip("10.96.0.1"),
+            port: 80,
+            external_ips: vec![ip("192.0.2.1")],
+            load_balancer_ips: vec![],
+            node_port: Some(30080),
+            internal: Route::Reject,
+            external: Route::Reject,
+            external_local: false,
+            source_ranges: vec![],
+            allow_vip_sources: false,
+            affinity: None,
+            scheduler: None,
+            cluster: vec![],
+            local: vec![],
+            serving: vec![],
+        };
+        let node_addresses = vec![ip("192.0.2.1"), ip("192.0.2.2")];
+        let elsewhere = node_addresses.iter().copied().collect();
+        let mut state = State::new(Around { device: 1, elsewhere, node_addresses });
+        let plan = ServicePlan { ports: vec![port], ..ServicePlan::none(&name) };
+        let wanted = Wanted::new(&plan, |_| Scheduler::parse("rr").unwrap());
+        state.change(name, wanted, &mut Changes::default());
+        state
+    }
+
+    #[test]
+    fn a_single_loss_is_seen() {
+        let all = [at("10.96.0.1", 80), at("192.0.2.1", 80), at("192.0.2.1", 30080), at("192.0.2.2", 30080)];
+        let addresses = HashSet::from([ip("10.96.0.1"), ip("10.96.0.99")]);
+        let mut state = state();
+        assert!(state.is_held(|at| all.contains(at), &addresses));
+        assert!(!state.is_held(|at| all.contains(at), &HashSet::new()));
+        for lost in all {
+            assert!(!state.is_held(|at| *at != lost && all.contains(at), &addresses), "{lost:?}");
+        }
+        // What the kernel never had is not lost.
+        state.refuse([all[1]].into_iter());
+        assert!(state.is_held(|at| *at != all[1] && all.contains(at), &addresses));
     }
 }

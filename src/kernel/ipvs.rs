@@ -167,21 +167,6 @@ impl Ipvs {
         Ok(found)
     }
 
-    /// Whether a virtual server exists.
-    ///
-    /// # Errors
-    /// When the kernel cannot be asked.
-    pub fn has(&mut self, server: &VirtualServer) -> io::Result<bool> {
-        let mut request = Buffer::new();
-        self.family.message(&mut request, CMD_GET_SERVICE, ACK);
-        request.nest(ATTR_SERVICE, |b| server.encode(b));
-        match self.family.socket().request(&request, |_| {}) {
-            Ok(()) => Ok(true),
-            Err(error) if [libc::ESRCH, libc::ENOENT].contains(&error.raw_os_error().unwrap_or(0)) => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
     /// The real servers of a virtual server; none if it does not exist.
     ///
     /// # Errors
