@@ -205,8 +205,8 @@ impl Iptables {
             let number = busy.len();
             log::warn!(
                 ip_family = family;
-                "{number} chains in table nat that no Service needs any more are empty, but stay: rules of another program \
-                 lead there, as `-A {rule}` does; remove these"
+                "chains that no Service needs any more stay in table nat, empty ({number}): rules of another program lead \
+                 there, as `-A {rule}` does; remove these"
             );
         }
         let removed = Section::new(Table::Nat).and_then(|mut section| {
@@ -217,7 +217,7 @@ impl Iptables {
             Ok(removed) => load.report.changes += removed,
             Err(error) => log::warn!(
                 ip_family = family;
-                "chains in table nat that no Service needs any more are empty, but stay for now: {error}"
+                "chains that no Service needs any more stay in table nat, empty, until the next load: {error}"
             ),
         }
     }
