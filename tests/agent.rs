@@ -27,6 +27,9 @@ struct Agent {
     folder: Folder,
 }
 
+/// Who holds a table.
+struct Occupied(Child);
+
 /// A cluster with one node and one Service.
 fn cluster() -> ApiServer {
     let server = ApiServer::start("127.0.0.1");
@@ -100,12 +103,31 @@ fn destinations() -> String {
     meaning("ip").remove("services").unwrap_or_default().into_iter().collect::<Vec<_>>().join("\n")
 }
 
+/// Takes the table of a family away and keeps it: nobody else may write it until the answer is dropped.
+fn occupy(family: &str) -> Occupied {
+    let mut nft = Command::new("nft").arg("-i").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let table = format!("table {family} kube-proxy");
+    let commands = format!("add {table}; delete {table}; add {table} {{ flags owner; }}\n");
+    nft.stdin.as_mut().unwrap().write_all(commands.as_bytes()).unwrap();
+    until("the table is taken", || succeeds(&format!("nft list {table} | grep -q owner")));
+    Occupied(nft)
+}
+
 fn get(port: u16, path: &str) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nHost: it\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer
+}
+
+// === impl Occupied ===
+
+impl Drop for Occupied {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 // === impl Agent ===
@@ -395,6 +417,51 @@ fn rules_that_somebody_flushed_come_back() {
         until("the Service is programmed", || !destinations().is_empty());
         run("nft flush ruleset");
         until("the rules come back", || !destinations().is_empty());
+    });
+}
+
+#[test]
+fn a_family_that_cannot_be_programmed_does_not_hold_up_the_other() {
+    isolated("a_family_that_cannot_be_programmed_does_not_hold_up_the_other", || {
+        let server = cluster();
+        let _owner = occupy("ip6");
+        let folder = Folder::new();
+        let path = folder.path().join("notify");
+        let systemd = UnixDatagram::bind(&path).unwrap();
+        systemd.set_read_timeout(Some(PATIENCE)).unwrap();
+        let config = configure(&folder, &server, "mode: nftables");
+        let child = program(&["--config", &config, "--hostname-override", NODE])
+            .env("NOTIFY_SOCKET", &path)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let _agent = Agent { child, folder };
+        let metric = |line: &str| get(10249, "/metrics").lines().any(|found| found == line);
+        until("the other family is programmed", || !destinations().is_empty());
+        until("this one fails again and again", || {
+            let failures = "kubeproxy_sync_proxy_rules_nftables_sync_failures_total{ip_family=\"IPv6\"} ";
+            let metrics = get(10249, "/metrics");
+            let failures = metrics.lines().find_map(|line| line.strip_prefix(failures));
+            failures.is_some_and(|failures| failures.parse::<u32>().unwrap() > 2)
+        });
+        let mut changed = slice(&["10.244.0.2"]);
+        let now = run("date -u +%FT%T.%NZ");
+        changed["metadata"]["annotations"] = json!({"endpoints.kubernetes.io/last-change-trigger-time": now.trim()});
+        server.put(changed);
+        until("an endpoint leaves", || destinations() == "10.96.0.10 . tcp . 80 -> 10.244.0.2 . 8080 ");
+        until("it is measured", || {
+            metric("kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv4\"} 1")
+        });
+        assert!(
+            metric("kubeproxy_sync_proxy_rules_endpoint_changes_pending 2"),
+            "the other family waits for all of them"
+        );
+        let mut buffer = [0; 4096];
+        let mut hear = || {
+            let length = systemd.recv(&mut buffer).expect("systemd hears of what serves");
+            String::from_utf8_lossy(&buffer[..length]).into_owned()
+        };
+        while !hear().starts_with("STATUS=nftables: 1 Services, 1 endpoints, last sync ") {}
     });
 }
 

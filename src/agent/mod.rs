@@ -58,14 +58,19 @@ enum Stop {
     Failure(String),
 }
 
+/// One family's proxy at its own pace: what holds up one family does not hold up the other (contract 14.1).
+struct Runner {
+    proxy: Rc<RefCell<Proxy>>,
+    pace: Pace,
+}
+
 /// The state of the loop.
 struct Agent {
     config: Config,
     alarm: Rc<Alarm>,
     store: Store,
     events: Pin<Box<Receiver<Event>>>,
-    proxies: Vec<Rc<RefCell<Proxy>>>,
-    pace: Pace,
+    runners: Vec<Runner>,
     watchers: Watchers,
     signals: Signals,
     config_file: Option<ConfigFile>,
@@ -73,8 +78,6 @@ struct Agent {
     addresses: NodeAddresses,
     /// The Node's podCIDRs at the start: another set needs another start (contract 3.6).
     pod_cidrs: Vec<IpNet>,
-    /// When the oldest change came in that is not in the kernel yet.
-    changed_at: Option<Instant>,
     /// When to look whether our rules are still there.
     inspect_at: Instant,
     /// When a backend wants time for itself.
@@ -91,7 +94,7 @@ impl Agent {
             return stop;
         }
         loop {
-            if self.store.is_complete() && self.is_due(Instant::now()) {
+            if self.store.is_complete() {
                 self.sync();
             }
             match self.wake().await {
@@ -162,12 +165,11 @@ impl Agent {
         if service_cidrs {
             self.refresh_facts();
         }
-        for proxy in &self.proxies {
-            proxy.borrow_mut().touch(&services);
+        for runner in &self.runners {
+            runner.proxy.borrow_mut().touch(&services);
         }
         if !services.is_empty() {
-            self.changed_at.get_or_insert_with(Instant::now);
-            self.watchers.changed(&self.proxies, &triggers, events, self.store.is_complete());
+            self.watchers.changed(&self.runners, &triggers, events, self.store.is_complete());
         }
         None
     }
@@ -185,9 +187,10 @@ impl Agent {
         if NodeAddresses::new(&self.config, Some(node)) != self.addresses {
             log::warn!("the Node's addresses changed; the rules keep the former ones until kube-proxy is restarted");
         }
-        for proxy in &self.proxies {
-            let here = facts::here(proxy.borrow().family(), &self.config, &self.addresses, Some(node));
-            proxy.borrow_mut().set_here(here, &self.store);
+        for runner in &self.runners {
+            let mut proxy = runner.proxy.borrow_mut();
+            let here = facts::here(proxy.family(), &self.config, &self.addresses, Some(node));
+            proxy.set_here(here, &self.store);
         }
         None
     }
@@ -200,62 +203,54 @@ impl Agent {
                 return log::error!("cannot read the node's addresses, the rules keep the former ones: {error}");
             }
         };
-        for proxy in &self.proxies {
-            let family = proxy.borrow().family();
+        for runner in &self.runners {
+            let mut proxy = runner.proxy.borrow_mut();
+            let family = proxy.family();
             let facts = facts::facts(family, &self.config, &self.store, &self.addresses, &self.pod_cidrs, &interfaces);
-            proxy.borrow_mut().set_facts(facts);
+            proxy.set_facts(facts);
         }
     }
 
-    fn is_pending(&self) -> bool {
-        self.proxies.iter().any(|proxy| proxy.borrow().is_pending())
-    }
-
-    fn is_due(&self, now: Instant) -> bool {
-        self.is_pending() && self.pace.due(now) <= now
-    }
-
-    /// Programs what is pending, each family by itself.
+    /// Programs what is pending and due, each family by itself.
     fn sync(&mut self) {
-        let began = Instant::now();
-        let mut succeeded = true;
-        for proxy in &self.proxies {
-            if !proxy.borrow().is_pending() {
+        let (mut ran, mut succeeded) = (false, false);
+        for runner in &mut self.runners {
+            let started = Instant::now();
+            if runner.due(started).is_none_or(|due| due > started) {
                 continue;
             }
-            let started = Instant::now();
-            let full = !proxy.borrow().is_loaded();
-            let outcome = proxy.borrow_mut().sync(&self.store);
-            succeeded &= outcome.is_ok();
-            self.watchers.synced(proxy, full, outcome, started);
+            let full = !runner.proxy.borrow().is_loaded();
+            let outcome = runner.proxy.borrow_mut().sync(&self.store);
+            runner.pace.ended(Instant::now(), outcome.is_ok());
+            ran = true;
+            succeeded |= outcome.is_ok();
+            self.watchers.synced(&runner.proxy, full, outcome, started);
             self.watchers.feed_watchdog(Instant::now());
         }
-        let ended = Instant::now();
-        self.pace.ended(ended, succeeded);
         if succeeded {
-            self.watchers.all_synced(&self.proxies, began, self.changed_at.take());
+            self.watchers.tell_state(&self.runners);
         }
-        self.tick();
+        if ran {
+            self.tick();
+        }
     }
 
     fn deadline(&self) -> Instant {
         let now = Instant::now();
-        let sync = (self.store.is_complete() && self.is_pending()).then(|| self.pace.due(now));
-        let others = [sync, self.tick_at, self.watchers.watchdog_at()];
-        others.into_iter().flatten().fold(self.inspect_at, Instant::min)
+        let syncs = self.runners.iter().filter(|_| self.store.is_complete()).map(|runner| runner.due(now));
+        let others = [self.tick_at, self.watchers.watchdog_at()];
+        syncs.chain(others).flatten().fold(self.inspect_at, Instant::min)
     }
 
     fn meet_deadlines(&mut self) {
         let now = Instant::now();
         if self.inspect_at <= now {
             self.inspect_at = now + self.inspection_period();
-            let mut missing = false;
-            for proxy in &self.proxies {
-                let was_loaded = proxy.borrow().is_loaded();
-                missing |= was_loaded && !proxy.borrow_mut().inspect();
-            }
-            if missing && self.config.mode == Mode::Iptables {
-                self.pace.hold(now + FLUSHING);
+            for runner in &mut self.runners {
+                let mut proxy = runner.proxy.borrow_mut();
+                if proxy.is_loaded() && !proxy.inspect() && self.config.mode == Mode::Iptables {
+                    runner.pace.hold(now + FLUSHING);
+                }
             }
         }
         if self.tick_at.is_some_and(|at| at <= now) {
@@ -266,7 +261,7 @@ impl Agent {
 
     /// Gives the backends time for what they do by themselves.
     fn tick(&mut self) {
-        let wanted = self.proxies.iter().filter_map(|proxy| proxy.borrow_mut().tick()).min();
+        let wanted = self.runners.iter().filter_map(|runner| runner.proxy.borrow_mut().tick()).min();
         self.tick_at = wanted.map(|pause| Instant::now() + pause);
     }
 
@@ -277,5 +272,14 @@ impl Agent {
             Mode::Nftables | Mode::Iptables => SHORTEST,
             Mode::Ipvs => self.config.sync_period.max(SHORTEST),
         }
+    }
+}
+
+// === impl Runner ===
+
+impl Runner {
+    /// When the next sync may run, as of `now`; `None` when there is nothing to do.
+    fn due(&self, now: Instant) -> Option<Instant> {
+        self.proxy.borrow().is_pending().then(|| self.pace.due(now))
     }
 }

@@ -18,7 +18,7 @@ use super::setup::Setup;
 use super::signs::{ConfigFile, Signals};
 use super::thread::{self, Alarm};
 use super::watchers::{Watchdog, Watchers};
-use super::{Agent, Stop};
+use super::{Agent, Runner, Stop};
 use crate::config::{Config, Loaded, Mode, Options};
 use crate::ipvs;
 use crate::kernel::{links, sysctl};
@@ -171,7 +171,8 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals, alarm: Rc<Al
         expose_counters(&setup.metrics);
     }
     post_start(&setup);
-    let pace = Pace::new(setup.config.min_sync_period, setup.config.sync_period);
+    let pace = || Pace::new(setup.config.min_sync_period, setup.config.sync_period);
+    let runners = proxies.into_iter().map(|proxy| Runner { proxy, pace: pace() }).collect();
     let watchers = Watchers {
         executor: Rc::clone(&setup.executor),
         mode: setup.config.mode,
@@ -184,8 +185,7 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals, alarm: Rc<Al
         sweeping: Rc::default(),
         watchdog: Watchdog::new(),
         born: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64,
-        triggers: Vec::new(),
-        pending_slices: 0,
+        backlogs: Default::default(),
     };
     let agent = Agent {
         alarm,
@@ -193,15 +193,13 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals, alarm: Rc<Al
         config: setup.config,
         store: setup.store,
         events: Box::pin(setup.events),
-        proxies,
-        pace,
+        runners,
         watchers,
         signals,
         config_file,
         links,
         addresses,
         pod_cidrs,
-        changed_at: None,
         tick_at: None,
     };
     Ok(agent.run().await)

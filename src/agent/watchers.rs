@@ -13,6 +13,7 @@ use smol::channel::{Receiver, Sender};
 use smol::lock::Mutex;
 use smol::stream::StreamExt;
 
+use super::Runner;
 use super::family::{Proxy, Synced};
 use crate::backend::Error;
 use crate::config::Mode;
@@ -50,10 +51,19 @@ pub struct Watchers {
     pub watchdog: Option<Watchdog>,
     /// When this process began: nanoseconds since the epoch. What happened before it is not its delay (contract 14.4).
     pub born: u64,
-    /// When the slices changed that are not in the kernel yet: their family, and nanoseconds since the epoch.
-    pub triggers: Vec<(Family, u64)>,
-    /// Changes of slices that are not in the kernel yet.
-    pub pending_slices: u64,
+    /// What is not in the kernel yet, by family.
+    pub backlogs: [Backlog; 2],
+}
+
+/// Changes that a family waits for.
+#[derive(Default)]
+pub struct Backlog {
+    /// When its slices changed: nanoseconds since the epoch.
+    triggers: Vec<u64>,
+    /// Changes of slices.
+    slices: u64,
+    /// When the oldest change came in.
+    since: Option<Instant>,
 }
 
 /// When systemd wants to hear that the loop turns.
@@ -66,18 +76,15 @@ pub struct Watchdog {
 
 impl Watchers {
     /// Changes came in; `wanted` tells whether they can be programmed yet.
-    pub fn changed(
-        &mut self,
-        proxies: &[Rc<RefCell<Proxy>>],
-        triggers: &[(Family, u64)],
-        events: (u64, u64),
-        wanted: bool,
-    ) {
-        self.triggers.extend(triggers.iter().filter(|(_, at)| *at > self.born));
-        self.pending_slices += events.1;
+    pub fn changed(&mut self, runners: &[Runner], triggers: &[(Family, u64)], events: (u64, u64), wanted: bool) {
         let now = epoch_seconds(SystemTime::now());
-        for proxy in proxies {
-            let family = proxy.borrow().family();
+        for runner in runners {
+            let family = runner.proxy.borrow().family();
+            let backlog = &mut self.backlogs[family as usize];
+            let news = triggers.iter().filter(|(of, at)| *of == family && *at > self.born);
+            backlog.triggers.extend(news.map(|(_, at)| at));
+            backlog.slices += events.1;
+            backlog.since.get_or_insert_with(Instant::now);
             if wanted {
                 self.health.queued(family);
                 self.metrics.queued(family, now);
@@ -86,7 +93,7 @@ impl Watchers {
             self.metrics.service_changes.with(&[]).add(events.0);
         }
         self.metrics.endpoint_changes.with(&[]).add(events.1);
-        self.tell_pending(proxies);
+        self.tell_pending(runners);
     }
 
     /// This node's object changed.
@@ -95,7 +102,7 @@ impl Watchers {
     }
 
     /// A family's sync ended.
-    pub fn synced(&self, proxy: &Rc<RefCell<Proxy>>, full: bool, outcome: Result<Synced, Error>, started: Instant) {
+    pub fn synced(&mut self, proxy: &Rc<RefCell<Proxy>>, full: bool, outcome: Result<Synced, Error>, started: Instant) {
         let took = started.elapsed();
         let now = epoch_seconds(SystemTime::now());
         let mut this = proxy.borrow_mut();
@@ -106,6 +113,8 @@ impl Watchers {
         let synced = match outcome {
             Ok(synced) => synced,
             Err(error) => {
+                // When these arrive is not known any more (contract 14.4).
+                self.backlogs[family as usize].triggers.clear();
                 match self.mode {
                     Mode::Nftables => self.metrics.nftables_sync_failures.with(&[label]).add(1),
                     Mode::Iptables => self.metrics.refused(family, full, 1),
@@ -115,6 +124,12 @@ impl Watchers {
             }
         };
         self.health.synced(family);
+        let backlog = std::mem::take(&mut self.backlogs[family as usize]);
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        for trigger in backlog.triggers {
+            self.metrics.programmed(family, since_epoch.saturating_sub(Duration::from_nanos(trigger)));
+        }
+        self.metrics.changed(family, backlog.since.unwrap_or(started).elapsed());
         let tally = this.tally();
         self.metrics.programmed_services.with(&[label]).set(tally.services as f64);
         self.metrics.programmed_endpoints.with(&[label]).set(tally.endpoints as f64);
@@ -137,17 +152,10 @@ impl Watchers {
         self.sweep(family, synced.stale);
     }
 
-    /// All families are in the kernel.
-    pub fn all_synced(&mut self, proxies: &[Rc<RefCell<Proxy>>], began: Instant, changed_at: Option<Instant>) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        for (family, trigger) in std::mem::take(&mut self.triggers) {
-            self.metrics.programmed(family, now.saturating_sub(Duration::from_nanos(trigger)));
-        }
-        self.pending_slices = 0;
-        let since = changed_at.unwrap_or(began).elapsed();
-        proxies.iter().for_each(|proxy| self.metrics.changed(proxy.borrow().family(), since));
-        self.tell_pending(proxies);
-        let tallies = proxies.iter().map(|proxy| proxy.borrow().tally());
+    /// What is in the kernel by now, over all families. To be called when some of them were synced.
+    pub fn tell_state(&self, runners: &[Runner]) {
+        self.tell_pending(runners);
+        let tallies = runners.iter().map(|runner| runner.proxy.borrow().tally());
         let services = tallies.clone().map(|tally| tally.services).max().unwrap_or(0);
         let endpoints = tallies.map(|tally| tally.endpoints).sum();
         let (mode, synced) = (self.mode.as_str(), SystemTime::now());
@@ -183,10 +191,11 @@ impl Watchers {
         }
     }
 
-    fn tell_pending(&self, proxies: &[Rc<RefCell<Proxy>>]) {
-        let pending = proxies.iter().map(|proxy| proxy.borrow().pending()).max().unwrap_or(0);
-        self.metrics.service_changes_pending.with(&[]).set(pending as f64);
-        self.metrics.endpoint_changes_pending.with(&[]).set(self.pending_slices as f64);
+    fn tell_pending(&self, runners: &[Runner]) {
+        let services = runners.iter().map(|runner| runner.proxy.borrow().pending()).max().unwrap_or(0);
+        let slices = self.backlogs.iter().map(|backlog| backlog.slices).max().unwrap_or(0);
+        self.metrics.service_changes_pending.with(&[]).set(services as f64);
+        self.metrics.endpoint_changes_pending.with(&[]).set(slices as f64);
     }
 
     /// Opens and closes the servers of healthCheckNodePorts.

@@ -10,7 +10,7 @@ use sd_notify::NotifyState;
 
 use super::time::rfc3339;
 
-/// What [`Status::Serving`] says and [`Status::Waiting`] does not: everything is in the kernel.
+/// What [`Status::Serving`] says and [`Status::Waiting`] does not: rules are in the kernel.
 pub const SYNCED: &str = "last sync";
 
 /// What `systemctl status` shows. Each begins with the mode in use.
@@ -18,7 +18,7 @@ pub const SYNCED: &str = "last sync";
 pub enum Status<'a> {
     /// Nothing is programmed yet, for want of this.
     Waiting(&'a str, &'a str),
-    /// All rules are in the kernel.
+    /// Rules are in the kernel, of all families that can be programmed.
     Serving {
         /// The mode in use.
         mode: &'a str,
