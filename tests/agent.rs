@@ -466,6 +466,22 @@ fn a_family_that_cannot_be_programmed_does_not_hold_up_the_other() {
 }
 
 #[test]
+fn health_sees_rules_that_cannot_be_repaired() {
+    isolated("health_sees_rules_that_cannot_be_repaired", || {
+        let server = cluster();
+        let _agent = Agent::start(&server, "mode: nftables\nnftables: {syncPeriod: 1s}");
+        until("the Service is programmed", || !destinations().is_empty());
+        let healthy = || get(10256, "/healthz").starts_with("HTTP/1.1 200");
+        assert!(healthy());
+        let owner = occupy("ip");
+        until("it is unhealthy", || !healthy());
+        drop(owner);
+        until("the rules come back", || !destinations().is_empty());
+        until("it is healthy", healthy);
+    });
+}
+
+#[test]
 fn a_changed_configuration_ends_the_program_so_that_its_supervisor_starts_it_anew() {
     isolated("a_changed_configuration_ends_the_program_so_that_its_supervisor_starts_it_anew", || {
         let server = cluster();

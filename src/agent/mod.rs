@@ -216,7 +216,9 @@ impl Agent {
         let (mut ran, mut succeeded) = (false, false);
         for runner in &mut self.runners {
             let started = Instant::now();
-            if runner.due(started).is_none_or(|due| due > started) {
+            let Some(due) = runner.due(started) else { continue };
+            self.watchers.wanted(runner.proxy.borrow().family());
+            if due > started {
                 continue;
             }
             let full = !runner.proxy.borrow().is_loaded();

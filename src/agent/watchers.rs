@@ -86,7 +86,6 @@ impl Watchers {
             backlog.slices += events.1;
             backlog.since.get_or_insert_with(Instant::now);
             if wanted {
-                self.health.queued(family);
                 self.metrics.queued(family, now);
             }
             // Service events are counted once per family (contract 13).
@@ -94,6 +93,11 @@ impl Watchers {
         }
         self.metrics.endpoint_changes.with(&[]).add(events.1);
         self.tell_pending(runners);
+    }
+
+    /// A family waits for a sync: for changes, for rules that somebody removed, or for another try.
+    pub fn wanted(&self, family: Family) {
+        self.health.queued(family);
     }
 
     /// This node's object changed.
