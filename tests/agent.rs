@@ -3,8 +3,8 @@
 mod support;
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -48,6 +48,14 @@ fn slice(addresses: &[&str]) -> Value {
     json!({"kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1",
         "metadata": {"name": "web-1", "namespace": "default", "labels": {"kubernetes.io/service-name": "web"}},
         "addressType": "IPv4", "ports": [{"name": "", "port": 8080, "protocol": "TCP"}], "endpoints": endpoints})
+}
+
+/// A Service that load balancers find by its healthCheckNodePort.
+fn balanced(name: &str, cluster_ip: &str, port: u16) -> Value {
+    json!({"kind": "Service", "apiVersion": "v1", "metadata": {"name": name, "namespace": "default"},
+        "spec": {"type": "LoadBalancer", "clusterIP": cluster_ip, "clusterIPs": [cluster_ip], "ipFamilies": ["IPv4"],
+            "externalTrafficPolicy": "Local", "healthCheckNodePort": port,
+            "ports": [{"port": 80, "protocol": "TCP"}]}})
 }
 
 /// A configuration for that cluster, with more lines of YAML.
@@ -114,11 +122,20 @@ fn occupy(family: &str) -> Occupied {
 }
 
 fn get(port: u16, path: &str) -> String {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: it\r\nConnection: close\r\n\r\n").unwrap();
+    ask("127.0.0.1", port, path).unwrap()
+}
+
+fn ask(host: &str, port: u16, path: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect((host, port))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: it\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// Whether a healthCheckNodePort tells of so many endpoints.
+fn counts(host: &str, port: u16, endpoints: usize) -> bool {
+    ask(host, port, "/").is_ok_and(|answer| answer.contains(&format!("\"localEndpoints\": {endpoints},")))
 }
 
 // === impl Occupied ===
@@ -478,6 +495,25 @@ fn health_sees_rules_that_cannot_be_repaired() {
         drop(owner);
         until("the rules come back", || !destinations().is_empty());
         until("it is healthy", healthy);
+    });
+}
+
+#[test]
+fn health_checks_do_not_wait_for_events() {
+    isolated("health_checks_do_not_wait_for_events", || {
+        let server = cluster();
+        server.put(balanced("web", "10.96.0.10", 30010));
+        let _agent = Agent::start(&server, "mode: nftables\nnodePortAddresses: [0.0.0.0/0]");
+        until("there are two endpoints", || counts("127.0.0.1", 30010, 2));
+        until("the start is told", || !server.events().is_empty());
+        let _taken = TcpListener::bind("0.0.0.0:30020").unwrap();
+        server.refuse(1000, 503, None);
+        server.put(balanced("other", "10.96.0.20", 30020));
+        until("the API server does not take the event", || {
+            server.requests().iter().any(|request| request.path.contains("/events") && request.answer == 503)
+        });
+        server.put(slice(&["10.244.0.1"]));
+        until("there is one endpoint", || counts("127.0.0.1", 30010, 1));
     });
 }
 

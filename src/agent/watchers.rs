@@ -209,9 +209,13 @@ impl Watchers {
         let Some((_, servers)) = self.service_health.iter().find(|(of, _)| *of == family) else { return };
         let (servers, client, node_name) = (Rc::clone(servers), self.client.clone(), self.node_name.clone());
         let telling = async move {
-            let mut servers = servers.lock().await;
-            changed.iter().for_each(|(service, wanted)| servers.set(service, *wanted));
-            for failure in servers.open().await {
+            let failures = {
+                let mut servers = servers.lock().await;
+                changed.iter().for_each(|(service, wanted)| servers.set(service, *wanted));
+                servers.open().await
+            };
+            // The servers are free again: the API server may take its time to hear of failures.
+            for failure in failures {
                 let (service, port, error) = (&failure.service, failure.port, &failure.error);
                 let note =
                     format!("node {node_name} failed to start healthcheck \"{service}\" on port {port}: {error}");
