@@ -518,6 +518,47 @@ fn health_checks_do_not_wait_for_events() {
 }
 
 #[test]
+fn flows_that_could_not_be_swept_go_with_the_next_sync() {
+    isolated("flows_that_could_not_be_swept_go_with_the_next_sync", || {
+        let server = cluster();
+        let dns = |address: &str| {
+            let mut slice = slice(&[address]);
+            slice["metadata"] = json!({"name": "dns-1", "namespace": "default",
+                "labels": {"kubernetes.io/service-name": "dns"}});
+            slice["ports"] = json!([{"name": "", "port": 5353, "protocol": "UDP"}]);
+            slice
+        };
+        server.put(json!({"kind": "Service", "apiVersion": "v1", "metadata": {"name": "dns", "namespace": "default"},
+            "spec": {"clusterIP": "10.96.0.53", "clusterIPs": ["10.96.0.53"], "ipFamilies": ["IPv4"],
+                "ports": [{"port": 53, "protocol": "UDP"}]}}));
+        server.put(dns("10.244.0.5"));
+        let folder = Folder::new();
+        let config = configure(&folder, &server, "mode: nftables");
+        let log = folder.path().join("log");
+        let child = program(&["--config", &config, "--hostname-override", NODE])
+            .stderr(fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let pid = child.id();
+        let _agent = Agent { child, folder };
+        until("both Services are programmed", || destinations().contains("10.244.0.5"));
+        run("conntrack -I -p udp -s 192.0.2.1 -d 10.96.0.53 --sport 4000 --dport 53 --reply-src 10.244.0.5 \
+            --reply-dst 192.0.2.1 --reply-port-src 5353 --reply-port-dst 4000 -t 600");
+        let is_tracked = || run("conntrack -L -p udp 2>/dev/null").contains("sport=4000");
+        assert!(is_tracked());
+
+        // Without another descriptor it can program, and not sweep.
+        run(&format!("prlimit --nofile=8: --pid {pid}"));
+        server.put(dns("10.244.0.6"));
+        until("the sweep fails", || fs::read_to_string(&log).unwrap().contains("cannot sweep stale IPv4 UDP flows"));
+        assert!(destinations().contains("10.244.0.6") && is_tracked());
+        run(&format!("prlimit --nofile=1024: --pid {pid}"));
+        server.put(slice(&["10.244.0.1"]));
+        until("the flow is forgotten", || !is_tracked());
+    });
+}
+
+#[test]
 fn a_changed_configuration_ends_the_program_so_that_its_supervisor_starts_it_anew() {
     isolated("a_changed_configuration_ends_the_program_so_that_its_supervisor_starts_it_anew", || {
         let server = cluster();

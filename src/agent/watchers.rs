@@ -27,6 +27,9 @@ use crate::observe::time::epoch_seconds;
 use crate::plan::flows::{Flow, Stale};
 use crate::source::{Client, Notice, Regarding};
 
+/// After so many sweeps that failed it is given up: what is to be swept must not pile up where none can succeed.
+const SWEEPS: u32 = 5;
+
 /// Those who are told.
 pub struct Watchers {
     /// Runs what takes longer than a turn of the loop.
@@ -45,8 +48,8 @@ pub struct Watchers {
     pub client: Option<Rc<Client>>,
     /// Fatal failures of servers. With no server that could fail, the first half keeps the second one waiting.
     pub failures: (Sender<String>, Pin<Box<Receiver<String>>>),
-    /// One sweep at a time, so that a later one has the last word.
-    pub sweeping: Rc<Mutex<()>>,
+    /// What sweeps left undone, by family. One at a time, so that a later one has the last word.
+    pub sweeping: Rc<Mutex<[Unswept; 2]>>,
     /// What systemd wants to hear.
     pub watchdog: Option<Watchdog>,
     /// When this process began: nanoseconds since the epoch. What happened before it is not its delay (contract 14.4).
@@ -64,6 +67,14 @@ pub struct Backlog {
     slices: u64,
     /// When the oldest change came in.
     since: Option<Instant>,
+}
+
+/// Flows that could not be swept.
+#[derive(Default)]
+pub struct Unswept {
+    stale: Stale,
+    /// How often in a row.
+    failures: u32,
 }
 
 /// When systemd wants to hear that the loop turns.
@@ -238,7 +249,9 @@ impl Watchers {
 
     /// Makes the kernel forget UDP flows that the change left behind (contract 11.1).
     fn sweep(&self, family: Family, mut stale: Stale) {
-        if stale.is_empty() {
+        // Nothing is left undone, or it will show after the sweep that still runs.
+        let is_done = || self.sweeping.try_lock().is_none_or(|unswept| unswept[family as usize].stale.is_empty());
+        if stale.is_empty() && is_done() {
             return;
         }
         match links::addresses() {
@@ -247,20 +260,31 @@ impl Watchers {
         }
         let (sweeping, metrics) = (Rc::clone(&self.sweeping), Rc::clone(&self.metrics));
         let sweep = async move {
-            let _turn = sweeping.lock().await;
+            let unswept = &mut sweeping.lock().await[family as usize];
+            unswept.stale.extend(stale);
             let started = Instant::now();
             let netlink_family = if family == Family::V4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
             let is_stale = |entry: &conntrack::Entry| {
-                stale.is_stale(&Flow { destination: entry.original.destination, answering: entry.reply.source })
+                unswept.stale.is_stale(&Flow { destination: entry.original.destination, answering: entry.reply.source })
             };
             match conntrack::delete_udp(netlink_family, is_stale).await {
                 Ok(swept) => {
+                    *unswept = Unswept::default();
                     metrics.swept(family, started.elapsed(), swept.deleted);
                     log::debug!(ip_family = family.as_str(), deleted = swept.deleted; "stale UDP flows swept");
                 }
-                Err(error) => log::error!(
-                    "cannot sweep stale {family} UDP flows: {error}; some clients may stay with a former endpoint"
-                ),
+                Err(error) => {
+                    unswept.failures += 1;
+                    let gives_up = unswept.failures >= SWEEPS;
+                    let outlook = match gives_up {
+                        true => "some clients may stay with a former endpoint",
+                        false => "it is tried again at the next sync",
+                    };
+                    log::error!("cannot sweep stale {family} UDP flows: {error}; {outlook}");
+                    if gives_up {
+                        *unswept = Unswept::default();
+                    }
+                }
             }
         };
         self.executor.spawn(sweep).detach();

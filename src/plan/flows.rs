@@ -10,6 +10,7 @@
 //! keep their translation.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
@@ -25,8 +26,8 @@ pub struct Flow {
     pub answering: SocketAddr,
 }
 
-/// Tells the flows that must be forgotten after all changes it was told of. When a sweep fails, keep it, add later
-/// changes, and sweep again: what was said last about an address holds.
+/// Tells the flows that must be forgotten after all changes it was told of. When a sweep fails, keep it,
+/// [`Stale::extend`] it by later changes, and sweep again: what was said last about an address holds.
 #[derive(Debug, Default)]
 pub struct Stale {
     addresses: HashMap<SocketAddr, Target>,
@@ -37,8 +38,9 @@ pub struct Stale {
 /// What is known of one virtual address and port, or of one NodePort.
 #[derive(Debug, Default)]
 struct Target {
-    /// Who may keep its flows, by Service port; more than one only when Services clash.
-    keepers: HashMap<PortName, Rc<HashSet<SocketAddr>>>,
+    /// Who may keep its flows, by Service port; more than one only when Services clash. `None`: the port is not served
+    /// there any more.
+    keepers: HashMap<PortName, Option<Rc<HashSet<SocketAddr>>>>,
     /// Endpoints that its flows may still go to although its Service port changed or went.
     former: HashSet<SocketAddr>,
 }
@@ -75,16 +77,24 @@ impl Stale {
         if let Some(old) = old {
             for place in places(old) {
                 let target = self.target(place);
-                target.keepers.remove(&old.name);
+                target.keepers.insert(old.name.clone(), None);
                 target.former.extend(reached(old));
             }
         }
         if let Some(new) = new {
             let keepers = Rc::new(keepers(new));
             for place in places(new) {
-                self.target(place).keepers.insert(new.name.clone(), Rc::clone(&keepers));
+                self.target(place).keepers.insert(new.name.clone(), Some(Rc::clone(&keepers)));
             }
         }
+    }
+
+    /// Adds what was noted later. A flow to an endpoint that was merely added meanwhile may end too: its next packet is
+    /// translated anew.
+    pub fn extend(&mut self, later: Self) {
+        add(&mut self.addresses, later.addresses);
+        add(&mut self.node_ports, later.node_ports);
+        self.node_addresses = later.node_addresses;
     }
 
     /// The node's addresses that accept NodePorts (contract 3.5), for [`Stale::is_stale`]; all of them, as of now.
@@ -129,15 +139,24 @@ impl Stale {
 
 impl Target {
     fn keeps(&self, flow: &Flow) -> bool {
-        self.keepers.values().any(|endpoints| endpoints.contains(&flow.answering))
+        self.keepers.values().flatten().any(|endpoints| endpoints.contains(&flow.answering))
     }
 
     fn ends(&self, flow: &Flow) -> bool {
-        if self.keepers.is_empty() { self.ends_elsewhere(flow) } else { !self.keeps(flow) }
+        let is_served = self.keepers.values().any(Option::is_some);
+        if !is_served { self.ends_elsewhere(flow) } else { !self.keeps(flow) }
     }
 
     fn ends_elsewhere(&self, flow: &Flow) -> bool {
         flow.is_translated() && self.former.contains(&flow.answering) && !self.keeps(flow)
+    }
+}
+
+fn add<P: Eq + Hash>(targets: &mut HashMap<P, Target>, later: HashMap<P, Target>) {
+    for (place, later) in later {
+        let target = targets.entry(place).or_default();
+        target.keepers.extend(later.keepers);
+        target.former.extend(later.former);
     }
 }
 
@@ -343,6 +362,34 @@ mod tests {
         stale.changed(Some(&dns("10.1.0.3:53")), None);
         for answering in ["10.1.0.1:53", "10.1.0.2:53", "10.1.0.3:53"] {
             assert!(stale.is_stale(&flow("10.96.0.10:53", answering)), "{answering}");
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_swept_is_judged_by_what_was_said_later() {
+        let [one, two] = ["10.1.0.1:53", "10.1.0.2:53"].map(dns);
+        let other = port("other", "10.96.0.11", Some(31000), "10.1.0.9:53");
+        let both = |later: Stale| {
+            let mut both = stale(Some(&one), Some(&two));
+            both.extend(later);
+            both
+        };
+        let same = both(stale(None, None));
+        let third = both(stale(Some(&two), Some(&dns("10.1.0.3:53"))));
+        let gone = both(stale(Some(&two), None));
+        let mut handed_over = both(stale(Some(&two), None));
+        handed_over.extend(stale(None, Some(&other)));
+        for (about, stale, expected) in [
+            ("nothing more", same, [true, false, true, true]),
+            ("replaced again", third, [true, true, false, true]),
+            ("deleted", gone, [true, true, false, false]),
+            ("another Service's", handed_over, [true, true, true, false]),
+        ] {
+            let answering = ["10.1.0.1:53", "10.1.0.2:53", "10.1.0.3:53", "10.1.0.9:53"];
+            let ends = answering.map(|answering| stale.is_stale(&flow("203.0.113.9:53", answering)));
+            assert_eq!(ends, expected, "{about}");
+            let ends = answering.map(|answering| stale.is_stale(&flow("192.0.2.1:31000", answering)));
+            assert_eq!(ends, expected, "{about}, by NodePort");
         }
     }
 
