@@ -651,6 +651,25 @@ fn the_one_shot_runs_end_with_what_they_promise() {
 }
 
 #[test]
+fn after_an_init_run_settings_need_no_writing() {
+    isolated("after_an_init_run_settings_need_no_writing", || {
+        let (folder, server) = (Folder::new(), cluster());
+        let route_localnet = || run("sysctl -n net.ipv4.conf.all.route_localnet") == "1\n";
+        run("sysctl -qw net.ipv4.conf.all.route_localnet=0");
+        for (more, expected) in [("iptables: {localhostNodePorts: false}", false), ("", true)] {
+            let config = configure(&folder, &server, &format!("mode: iptables\n{more}"));
+            let (code, said) = outcome(&["--config", &config, "--hostname-override", NODE, "--init-only"]);
+            assert_eq!(code, 0, "{said}");
+            assert_eq!(route_localnet(), expected, "{more}");
+        }
+        run("mount --rbind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys");
+        assert!(!succeeds("sysctl -qw net.ipv4.conf.all.route_localnet=1"));
+        let _agent = Agent::start(&server, "mode: iptables");
+        until("the Service is programmed", || run("iptables-save").contains("KUBE-SVC-"));
+    });
+}
+
+#[test]
 fn systemd_hears_of_the_wait_and_of_the_rules() {
     isolated("systemd_hears_of_the_wait_and_of_the_rules", || {
         let server = cluster();

@@ -15,6 +15,7 @@ use crate::kernel::nftables::{Nftables, is_absent};
 use crate::kernel::{ipset, sysctl};
 use crate::model::Family;
 use crate::nftables::{self, Table};
+use crate::plan::NodeFacts;
 
 /// Removes what a family's former modes left behind.
 pub type Leftovers = Box<dyn FnOnce(Family) -> Result<(), Error>>;
@@ -102,6 +103,17 @@ pub fn backend(config: &Config, family: Family) -> Result<Box<dyn Backend>, Stri
             .and_then(|mut servers| servers.start().map(|()| Box::new(servers) as _)),
     };
     backend.map_err(|error| error.to_string())
+}
+
+/// Does what needs full privileges beyond making the [`backend`].
+///
+/// # Errors
+/// One line that says what the kernel refused.
+pub fn prepare(config: &Config, facts: &NodeFacts) -> Result<(), String> {
+    match config.mode {
+        Mode::Iptables => iptables::prepare(facts, iptables_options(config)).map_err(|error| error.to_string()),
+        Mode::Nftables | Mode::Ipvs => Ok(()),
+    }
 }
 
 /// What has to go once the rules of this mode are in place.

@@ -62,12 +62,15 @@ pub fn init_only(options: &Options, loaded: &Loaded) -> Result<(), String> {
     let executor = Rc::new(LocalExecutor::new());
     let main = async {
         let mut setup = Setup::begin(Rc::clone(&executor), options, loaded)?;
-        let (addresses, _) = setup.wait_for_node().await?;
+        let (addresses, pod_cidrs) = setup.wait_for_node().await?;
         apply_conntrack(&setup.config)?;
         let families = modes::families(setup.config.mode)?;
         modes::check_primary(&families, addresses.primary)?;
+        let interfaces = links::addresses().map_err(|error| format!("cannot read the node's addresses: {error}"))?;
         for family in families {
             modes::backend(&setup.config, family)?;
+            let facts = facts::facts(family, &setup.config, &setup.store, &addresses, &pod_cidrs, &interfaces);
+            modes::prepare(&setup.config, &facts)?;
             log::info!(ip_family = family.as_str(); "System initialized and --init-only specified");
         }
         Ok(())

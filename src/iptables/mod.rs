@@ -70,6 +70,23 @@ pub struct Options {
     pub tcp_be_liberal: bool,
 }
 
+/// Sets in the kernel what the rules depend on, if it is not set yet; needs root of the host.
+///
+/// # Errors
+/// When the kernel does not let us.
+pub fn prepare(facts: &NodeFacts, options: Options) -> Result<(), Error> {
+    set_up(&Shape::new(facts, options, false, false))
+}
+
+fn set_up(shape: &Shape) -> Result<(), Error> {
+    if !shape.localhost_node_ports() {
+        return Ok(());
+    }
+    sysctl::ensure(Path::new(ROUTE_LOCALNET), 1).map_err(|error| {
+        Error(format!("set {ROUTE_LOCALNET} to 1: {error}; allow it or set iptables.localhostNodePorts to false"))
+    })
+}
+
 /// The iptables rules of one family.
 pub struct Iptables {
     options: Options,
@@ -148,13 +165,7 @@ impl Backend for Iptables {
         self.shape = None;
         self.services.clear();
         (self.endpoints, self.owned) = (0, Count::fixed(&shape));
-        if shape.localhost_node_ports() {
-            sysctl::ensure(Path::new(ROUTE_LOCALNET), 1).map_err(|error| {
-                Error(format!(
-                    "set {ROUTE_LOCALNET} to 1: {error}; allow it or set iptables.localhostNodePorts to false"
-                ))
-            })?;
-        }
+        set_up(&shape)?;
         let report = self.load(&shape, services)?;
         self.watch.changed(true);
         self.shape = Some(shape);
