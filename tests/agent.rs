@@ -559,6 +559,24 @@ fn flows_that_could_not_be_swept_go_with_the_next_sync() {
 }
 
 #[test]
+fn health_checks_are_answered_on_addresses_that_come_later() {
+    isolated("health_checks_are_answered_on_addresses_that_come_later", || {
+        let server = cluster();
+        server.put(balanced("web", "10.96.0.10", 30010));
+        let _agent = Agent::start(&server, "mode: nftables\nnodePortAddresses: [192.0.2.0/24]");
+        until("the Service is programmed", || !destinations().is_empty());
+        for address in ["192.0.2.1", "192.0.2.2"] {
+            run(&format!("ip addr add {address}/32 dev lo"));
+            until("the port is open", || counts(address, 30010, 2));
+        }
+        run("ip addr del 192.0.2.1/32 dev lo");
+        let listening = || run("ss -Hltn sport = :30010");
+        until("the port of an address that is gone is closed", || !listening().contains("192.0.2.1:"));
+        assert!(listening().contains("192.0.2.2:"));
+    });
+}
+
+#[test]
 fn a_changed_configuration_ends_the_program_so_that_its_supervisor_starts_it_anew() {
     isolated("a_changed_configuration_ends_the_program_so_that_its_supervisor_starts_it_anew", || {
         let server = cluster();

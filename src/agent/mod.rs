@@ -207,6 +207,7 @@ impl Agent {
             let mut proxy = runner.proxy.borrow_mut();
             let family = proxy.family();
             let facts = facts::facts(family, &self.config, &self.store, &self.addresses, &self.pod_cidrs, &interfaces);
+            self.watchers.facts(&facts);
             proxy.set_facts(facts);
         }
     }

@@ -15,6 +15,7 @@ use smol::stream::StreamExt;
 
 use super::Runner;
 use super::family::{Proxy, Synced};
+use super::onlookers::health_addresses;
 use crate::backend::Error;
 use crate::config::Mode;
 use crate::kernel::{conntrack, links};
@@ -24,6 +25,7 @@ use crate::observe::metrics::{Metrics, Sync};
 use crate::observe::service_health::ServiceHealth;
 use crate::observe::systemd;
 use crate::observe::time::epoch_seconds;
+use crate::plan::NodeFacts;
 use crate::plan::flows::{Flow, Stale};
 use crate::source::{Client, Notice, Regarding};
 
@@ -217,12 +219,25 @@ impl Watchers {
     fn tell_health_checks(&self, proxy: &Rc<RefCell<Proxy>>) {
         let family = proxy.borrow().family();
         let changed = proxy.borrow_mut().take_health_checks();
+        self.update_health_checks(family, move |servers| {
+            changed.iter().for_each(|(service, wanted)| servers.set(service, *wanted));
+        });
+    }
+
+    /// The addresses that accept NodePorts may be others by now.
+    pub fn facts(&self, facts: &NodeFacts) {
+        let addresses = health_addresses(facts);
+        self.update_health_checks(facts.family, |servers| servers.listen_on(addresses));
+    }
+
+    /// Changes the servers, then opens what is closed; what cannot be opened is told.
+    fn update_health_checks(&self, family: Family, change: impl FnOnce(&mut ServiceHealth) + 'static) {
         let Some((_, servers)) = self.service_health.iter().find(|(of, _)| *of == family) else { return };
         let (servers, client, node_name) = (Rc::clone(servers), self.client.clone(), self.node_name.clone());
         let telling = async move {
             let failures = {
                 let mut servers = servers.lock().await;
-                changed.iter().for_each(|(service, wanted)| servers.set(service, *wanted));
+                change(&mut servers);
                 servers.open().await
             };
             // The servers are free again: the API server may take its time to hear of failures.

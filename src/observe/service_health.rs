@@ -51,7 +51,8 @@ struct Server {
     /// Why it could not be opened, as was told.
     told: Option<io::ErrorKind>,
     endpoints: Rc<Cell<usize>>,
-    tasks: Vec<Task<()>>,
+    /// One for each address.
+    tasks: Vec<(IpAddr, Task<()>)>,
 }
 
 // === impl ServiceHealth ===
@@ -71,6 +72,20 @@ impl ServiceHealth {
         }
     }
 
+    /// Says where to listen from now on. What is open on addresses that stay is left alone; the next
+    /// [`ServiceHealth::open`] does the rest.
+    pub fn listen_on(&mut self, addresses: Vec<IpAddr>) {
+        if addresses == self.addresses {
+            return;
+        }
+        self.addresses = addresses;
+        for server in self.servers.values_mut() {
+            let gone = server.tasks.extract_if(.., |(address, _)| !self.addresses.contains(address));
+            self.ending.extend(gone.map(|(_, task)| task));
+        }
+        self.closed = self.servers.keys().cloned().collect();
+    }
+
     /// Says what a Service wants: its port, and the number of distinct addresses of its ready endpoints on this node.
     /// `None`: it has no such port any more. A port is opened by the next [`ServiceHealth::open`].
     pub fn set(&mut self, service: &ObjectName, wanted: Option<(u16, usize)>) {
@@ -81,7 +96,7 @@ impl ServiceHealth {
             return;
         }
         if let Some(server) = self.servers.remove(service) {
-            self.ending.extend(server.tasks);
+            self.ending.extend(server.tasks.into_iter().map(|(_, task)| task));
             self.closed.remove(service);
         }
         if let Some((port, endpoints)) = wanted {
@@ -95,11 +110,8 @@ impl ServiceHealth {
     /// reason; it is tried again by the next call. To be called after each successful sync. The executor must be running.
     pub async fn open(&mut self) -> Vec<Failure> {
         for service in self.ended.take() {
-            // A server that took the place of the one that ended is left alone.
-            if let Some(server) = self.servers.get_mut(&service)
-                && server.tasks.iter().any(Task::is_finished)
-            {
-                self.ending.append(&mut server.tasks);
+            if let Some(server) = self.servers.get_mut(&service) {
+                server.tasks.retain(|(_, task)| !task.is_finished());
                 self.closed.insert(service);
             }
         }
@@ -112,23 +124,26 @@ impl ServiceHealth {
         let servers = &mut self.servers;
         self.closed.retain(|service| {
             let server = servers.get_mut(service).expect("`set` keeps both tables alike");
-            let opened: io::Result<Vec<_>> = addresses
-                .iter()
-                .map(|address| listen::tcp(SocketAddr::new(*address, server.port), Unspecified::OwnFamily))
-                .collect();
+            let is_open = |address: &IpAddr| server.tasks.iter().any(|(open, _)| open == address);
+            let open = |address: &IpAddr| {
+                let listener = listen::tcp(SocketAddr::new(*address, server.port), Unspecified::OwnFamily);
+                listener.map(|listener| (*address, listener))
+            };
+            let opened: io::Result<Vec<_>> = addresses.iter().filter(|address| !is_open(address)).map(open).collect();
             match opened {
                 Ok(listeners) => {
                     let handler = handler(service, &server.endpoints, health);
                     server.told = None;
-                    server.tasks.extend(listeners.into_iter().map(|listener| {
+                    server.tasks.extend(listeners.into_iter().map(|(address, listener)| {
                         let (handler, name, ended) = (Rc::clone(&handler), service.clone(), Rc::clone(ended));
-                        executor.spawn(async move {
+                        let serving = async move {
                             let error = serve(listener, handler).await;
                             ::log::error!(
                                 "the health check port of {name} ended, the next sync opens it again: {error}"
                             );
                             ended.borrow_mut().push(name);
-                        })
+                        };
+                        (address, executor.spawn(serving))
                     }));
                     false
                 }
