@@ -25,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct Agent {
     child: Child,
     folder: Folder,
+    /// Its PATH, where it has one of its own.
+    tools: Option<Folder>,
 }
 
 /// Who holds a table.
@@ -159,12 +161,24 @@ impl Agent {
         Self::start_with_path(server, more, "/nonexistent")
     }
 
+    /// Where IPv6 has no iptables.
+    fn start_without_ip6tables(server: &ApiServer, more: &str) -> Self {
+        let tools = Folder::new();
+        for tool in ["iptables", "iptables-save", "iptables-restore"] {
+            let path = run(&format!("command -v {tool}"));
+            std::os::unix::fs::symlink(path.trim(), tools.path().join(tool)).unwrap();
+        }
+        let mut agent = Self::start_with_path(server, more, tools.path().to_str().unwrap());
+        agent.tools = Some(tools);
+        agent
+    }
+
     fn start_with_path(server: &ApiServer, more: &str, path: &str) -> Self {
         let folder = Folder::new();
         let config = configure(&folder, server, more);
         let mut command = program(&["--config", &config, "--hostname-override", NODE]);
         let child = command.env("PATH", path).stderr(Stdio::null()).spawn().unwrap();
-        Self { child, folder }
+        Self { child, folder, tools: None }
     }
 
     fn signal(&self, signal: Signal) {
@@ -245,6 +259,22 @@ fn another_mode_takes_over_and_leaves_nothing_of_the_former() {
         let _third = Agent::start(&server, "mode: iptables");
         until("iptables mode serves again", || iptables_rules() > 0);
         until("the table of nftables mode goes", || !succeeds("nft list table ip kube-proxy"));
+    });
+}
+
+#[test]
+fn rules_of_a_family_that_is_served_no_longer_go_too() {
+    isolated("rules_of_a_family_that_is_served_no_longer_go_too", || {
+        let server = cluster();
+        let mut first = Agent::start(&server, "mode: nftables");
+        let tables = || run("nft list tables | grep -c kube-proxy || true").trim().parse::<u8>().unwrap();
+        until("both families have their table", || tables() == 2);
+        first.signal(Signal::SIGTERM);
+        first.exit_code();
+
+        let _second = Agent::start_without_ip6tables(&server, "mode: iptables");
+        until("iptables mode serves", || run("iptables-save").contains("KUBE-SVC-"));
+        until("the tables of both families go", || tables() == 0);
     });
 }
 
@@ -452,7 +482,7 @@ fn a_family_that_cannot_be_programmed_does_not_hold_up_the_other() {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let _agent = Agent { child, folder };
+        let _agent = Agent { child, folder, tools: None };
         let metric = |line: &str| get(10249, "/metrics").lines().any(|found| found == line);
         until("the other family is programmed", || !destinations().is_empty());
         until("this one fails again and again", || {
@@ -540,7 +570,7 @@ fn flows_that_could_not_be_swept_go_with_the_next_sync() {
             .spawn()
             .unwrap();
         let pid = child.id();
-        let _agent = Agent { child, folder };
+        let _agent = Agent { child, folder, tools: None };
         until("both Services are programmed", || destinations().contains("10.244.0.5"));
         run("conntrack -I -p udp -s 192.0.2.1 -d 10.96.0.53 --sport 4000 --dport 53 --reply-src 10.244.0.5 \
             --reply-dst 192.0.2.1 --reply-port-src 5353 --reply-port-dst 4000 -t 600");

@@ -186,7 +186,7 @@ impl Proxy {
         });
         let report = self.backend.replace(&self.facts, &mut plans)?;
         if let Some(remove) = self.leftovers.take()
-            && let Err(error) = remove(self.family)
+            && let Err(error) = remove()
         {
             log::warn!(ip_family = self.family.as_str(); "rules of another mode may still be there: {error}");
         }

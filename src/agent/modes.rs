@@ -17,8 +17,8 @@ use crate::model::Family;
 use crate::nftables::{self, Table};
 use crate::plan::NodeFacts;
 
-/// Removes what a family's former modes left behind.
-pub type Leftovers = Box<dyn FnOnce(Family) -> Result<(), Error>>;
+/// Removes what former modes left behind.
+pub type Leftovers = Box<dyn FnOnce() -> Result<(), Error>>;
 
 /// Why an administrator who chose IPVS mode should choose again.
 pub const IPVS_DEPRECATION: &str = "mode ipvs is deprecated: Kubernetes deprecated it in v1.35 and will remove it; the mode \
@@ -116,18 +116,15 @@ pub fn prepare(config: &Config, facts: &NodeFacts) -> Result<(), String> {
     }
 }
 
-/// What has to go once the rules of this mode are in place.
-pub fn leftovers(config: &Config) -> Leftovers {
-    let exclude = config.ipvs.exclude_cidrs.clone();
-    match config.mode {
-        Mode::Nftables => Box::new(move |family| {
-            iptables::cleanup(family).and(remove_ipvs(family, &exclude)).and(remove_ipsets(family))
-        }),
-        Mode::Iptables => Box::new(move |family| remove_nftables(family).and(remove_ipvs(family, &exclude))),
-        Mode::Ipvs => {
-            Box::new(|family| remove_nftables(family).and(iptables::cleanup(family)).and(remove_ipsets(family)))
-        }
-    }
+/// What of these families has to go once the rules of this mode are in place. Tries everything before it complains.
+pub fn leftovers(config: &Config, families: Vec<Family>) -> Leftovers {
+    let (mode, exclude) = (config.mode, config.ipvs.exclude_cidrs.clone());
+    let remove = move |family| match mode {
+        Mode::Nftables => iptables::cleanup(family).and(remove_ipvs(family, &exclude)).and(remove_ipsets(family)),
+        Mode::Iptables => remove_nftables(family).and(remove_ipvs(family, &exclude)),
+        Mode::Ipvs => remove_nftables(family).and(iptables::cleanup(family)).and(remove_ipsets(family)),
+    };
+    Box::new(move || families.into_iter().map(remove).fold(Ok(()), Result::and))
 }
 
 /// Removes what any mode ever programmed (contract 2.6), but for virtual servers in `ipvs.excludeCIDRs`. Tries

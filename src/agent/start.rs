@@ -22,7 +22,7 @@ use super::{Agent, Runner, Stop};
 use crate::config::{Config, Loaded, Mode, Options};
 use crate::ipvs;
 use crate::kernel::{links, sysctl};
-use crate::model::Store;
+use crate::model::{Family, Store};
 use crate::nftables;
 use crate::observe::health::Health;
 use crate::observe::service_health::ServiceHealth;
@@ -162,12 +162,16 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals, alarm: Rc<Al
     let interfaces = links::addresses().map_err(|error| format!("cannot read the node's addresses: {error}"))?;
     let mut proxies = Vec::new();
     let mut service_health = Vec::new();
+    let unserved = Family::ALL.into_iter().filter(|family| !families.contains(family)).collect::<Vec<_>>();
     for (family, backend) in families.into_iter().zip(backends) {
+        // A family that is served no longer has nobody else to remove its rules.
+        let others = if family == addresses.primary { &unserved[..] } else { &[] };
+        let leftovers = modes::leftovers(&setup.config, [&[family], others].concat());
         let facts = facts::facts(family, &setup.config, &setup.store, &addresses, &pod_cidrs, &interfaces);
         let here = facts::here(family, &setup.config, &addresses, setup.store.node());
         let servers = ServiceHealth::new(Rc::clone(&setup.executor), health_addresses(&facts), Rc::clone(&health));
         service_health.push((family, Rc::new(Mutex::new(servers))));
-        proxies.push(Rc::new(RefCell::new(Proxy::new(family, backend, modes::leftovers(&setup.config), facts, here))));
+        proxies.push(Rc::new(RefCell::new(Proxy::new(family, backend, leftovers, facts, here))));
     }
     expose_traffic(&setup.metrics, &proxies);
     if setup.config.mode == Mode::Iptables {
