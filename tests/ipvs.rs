@@ -629,14 +629,14 @@ fn what_is_somebody_else_s_stays() {
 }
 
 #[test]
-fn ten_thousand_services_fit() {
-    with_ipvs("ten_thousand_services_fit", || {
+fn thousands_of_services_fit() {
+    with_ipvs("thousands_of_services_fit", || {
         let plan = |n: u16, last: u8| {
             let [high, low] = n.to_be_bytes();
             let endpoint = |third| Endpoint { address: [10, third, high, low].into(), ..endpoint("10.0.0.1", false) };
             service(port(&format!("s{n}"), &format!("10.96.{high}.{low}"), &[endpoint(1), endpoint(2), endpoint(last)]))
         };
-        let services: Vec<ServicePlan> = (0..10_000).map(|n| plan(n, 3)).collect();
+        let services: Vec<ServicePlan> = (0..2_000).map(|n| plan(n, 3)).collect();
         let timed = |what: &str, action: &mut dyn FnMut() -> Report| {
             let start = std::time::Instant::now();
             let changes = action().changes;
@@ -645,9 +645,9 @@ fn ten_thousand_services_fit() {
         };
         let mut ipvs = started(Family::V4, Options::default());
         timed("start", &mut || replace(&mut ipvs, Family::V4, &services));
-        assert_eq!(ipvsadm().len(), 40_000);
-        assert_eq!(addresses().len(), 10_000);
-        assert_eq!(timed("one endpoint", &mut || ipvs.update(&[plan(5_000, 4)]).unwrap()), 2);
+        assert_eq!(ipvsadm().len(), 8_000);
+        assert_eq!(addresses().len(), 2_000);
+        assert_eq!(timed("one endpoint", &mut || ipvs.update(&[plan(1_000, 4)]).unwrap()), 2);
         assert_eq!(timed("restart", &mut || replace(&mut ipvs, Family::V4, &services)), 2);
         timed("end", &mut || {
             ipvs.cleanup().unwrap();
