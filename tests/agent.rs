@@ -241,6 +241,43 @@ fn changes_arrive_in_the_kernel_and_the_rules_outlive_the_program() {
 }
 
 #[test]
+fn nothing_is_programmed_in_the_middle_of_a_list() {
+    isolated("nothing_is_programmed_in_the_middle_of_a_list", || {
+        let server = cluster();
+        let both = "10.96.0.10 . tcp . 80 -> 10.244.0.1 . 8080 10.244.0.2 . 8080 ";
+        let _agent = Agent::start(&server, "mode: nftables");
+        until("the Service is programmed", || destinations() == both);
+        let listed = |times: usize| {
+            ["/services?", "/endpointslices?"].iter().all(|kind| {
+                let path = |path: &str| path.contains(kind) && path.contains("sendInitialEvents");
+                server.requests().iter().filter(|request| path(&request.path)).count() == times
+            })
+        };
+
+        server.stop();
+        server.hold_back_ends(&["Service", "EndpointSlice"]);
+        server.put(slice(&["10.244.0.3"]));
+        server.compact();
+        server.restart();
+        until("all is listed again", || listed(2));
+        for _ in 0..25 {
+            assert_eq!(destinations(), both);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        server.hold_back_ends(&[]);
+        until("the lists' ends count", || destinations() == "10.96.0.10 . tcp . 80 -> 10.244.0.3 . 8080 ");
+
+        server.stop();
+        server.hold_back_ends(&["Service"]);
+        server.compact();
+        server.restart();
+        until("all is listed once more", || listed(3));
+        server.put(slice(&["10.244.0.4"]));
+        until("an endless list is not waited for", || destinations().contains("-> 10.244.0.4 . 8080 "));
+    });
+}
+
+#[test]
 fn another_mode_takes_over_and_leaves_nothing_of_the_former() {
     isolated("another_mode_takes_over_and_leaves_nothing_of_the_former", || {
         let server = cluster();

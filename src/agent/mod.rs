@@ -44,6 +44,9 @@ const EVENTS_PER_TURN: usize = 4096;
 /// Whoever flushes one table of iptables goes on with the next: rules in between would make that fail.
 const FLUSHING: Duration = Duration::from_millis(500);
 
+/// A list is programmed as a whole, unless reading it takes longer: other changes do not wait for ever.
+const LISTING: Duration = Duration::from_secs(5);
+
 /// Why a turn of the loop begins.
 enum Wake {
     Event(Event),
@@ -78,6 +81,8 @@ struct Agent {
     addresses: NodeAddresses,
     /// The Node's podCIDRs at the start: another set needs another start (contract 3.6).
     pod_cidrs: Vec<IpNet>,
+    /// Since when a list is being read.
+    listing_since: Option<Instant>,
     /// When to look whether our rules are still there.
     inspect_at: Instant,
     /// When a backend wants time for itself.
@@ -94,6 +99,8 @@ impl Agent {
             return stop;
         }
         loop {
+            let listing = self.store.is_listing();
+            self.listing_since = listing.then(|| self.listing_since.unwrap_or_else(Instant::now));
             if self.store.is_complete() {
                 self.sync();
             }
@@ -215,9 +222,10 @@ impl Agent {
     /// Programs what is pending and due, each family by itself.
     fn sync(&mut self) {
         let (mut ran, mut succeeded) = (false, false);
+        let not_before = self.not_before();
         for runner in &mut self.runners {
             let started = Instant::now();
-            let Some(due) = runner.due(started) else { continue };
+            let Some(due) = runner.due(started, not_before) else { continue };
             self.watchers.wanted(runner.proxy.borrow().family());
             if due > started {
                 continue;
@@ -238,9 +246,15 @@ impl Agent {
         }
     }
 
+    /// Until when syncs wait for the end of a list.
+    fn not_before(&self) -> Option<Instant> {
+        self.listing_since.map(|since| since + LISTING)
+    }
+
     fn deadline(&self) -> Instant {
         let now = Instant::now();
-        let syncs = self.runners.iter().filter(|_| self.store.is_complete()).map(|runner| runner.due(now));
+        let not_before = self.not_before();
+        let syncs = self.runners.iter().filter(|_| self.store.is_complete()).map(|runner| runner.due(now, not_before));
         let others = [self.tick_at, self.watchers.watchdog_at()];
         syncs.chain(others).flatten().fold(self.inspect_at, Instant::min)
     }
@@ -282,7 +296,8 @@ impl Agent {
 
 impl Runner {
     /// When the next sync may run, as of `now`; `None` when there is nothing to do.
-    fn due(&self, now: Instant) -> Option<Instant> {
-        self.proxy.borrow().is_pending().then(|| self.pace.due(now))
+    fn due(&self, now: Instant, not_before: Option<Instant>) -> Option<Instant> {
+        let wanted = not_before.map_or(now, |moment| moment.max(now));
+        self.proxy.borrow().is_pending().then(|| self.pace.due(wanted))
     }
 }

@@ -196,6 +196,7 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals, alarm: Rc<Al
     };
     let agent = Agent {
         alarm,
+        listing_since: None,
         inspect_at: Instant::now(),
         config: setup.config,
         store: setup.store,

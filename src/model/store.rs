@@ -52,7 +52,10 @@ struct Kept<T> {
 #[derive(Clone, Copy, Default)]
 struct Round {
     current: u32,
+    /// Has come to an end once.
     complete: bool,
+    /// Has begun, and not ended.
+    open: bool,
 }
 
 // === impl Store ===
@@ -61,7 +64,11 @@ impl Store {
     /// Takes in what a source tells.
     pub fn apply(&mut self, event: Event) {
         match event {
-            Event::ListStart(kind) => self.rounds[kind as usize].current += 1,
+            Event::ListStart(kind) => {
+                let round = &mut self.rounds[kind as usize];
+                round.current += 1;
+                round.open = true;
+            }
             Event::ListEnd(kind) => self.end_round(kind),
             Event::Service(name, service) => self.apply_service(name, service),
             Event::EndpointSlice(name, Some(slice)) => self.put_slice(name, slice),
@@ -88,6 +95,11 @@ impl Store {
     /// Whether Services and EndpointSlices have been listed completely: before that, nothing may be programmed.
     pub fn is_complete(&self) -> bool {
         self.rounds[Kind::Service as usize].complete && self.rounds[Kind::EndpointSlice as usize].complete
+    }
+
+    /// Whether a list of Services or EndpointSlices is being read: what it will not name is still there.
+    pub fn is_listing(&self) -> bool {
+        self.rounds[Kind::Service as usize].open || self.rounds[Kind::EndpointSlice as usize].open
     }
 
     /// Whether the Node has been listed, be it there or not.
@@ -148,7 +160,8 @@ impl Store {
     /// What the list did not name is gone.
     fn end_round(&mut self, kind: Kind) {
         let round = self.round(kind);
-        self.rounds[kind as usize].complete = true;
+        let current = &mut self.rounds[kind as usize];
+        (current.complete, current.open) = (true, false);
         match kind {
             Kind::Service => {
                 let gone = stale(self.services.iter().map(|(name, kept)| (name, &**kept)), round);
@@ -319,7 +332,9 @@ mod tests {
         store.apply(Event::ListStart(Kind::Service));
         store.apply(Event::Service(name("b"), Some(Service::default())));
         store.apply(Event::Service(name("c"), Some(Service::default())));
+        assert!(store.is_complete() && store.is_listing());
         store.apply(Event::ListEnd(Kind::Service));
+        assert!(!store.is_listing());
         assert_eq!(dirty(&mut store), ["a", "c"]);
         assert!(store.service(&name("a")).is_none());
     }

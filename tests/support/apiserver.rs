@@ -61,6 +61,8 @@ struct State {
     streaming: bool,
     /// Streaming lists are taken on, and then fail.
     streaming_fails: bool,
+    /// Kinds whose streaming lists do not end.
+    endless: &'static [&'static str],
     /// Raised to end all watches that run.
     generation: u64,
     /// Watches up to this generation stay open, but nothing comes from them.
@@ -109,6 +111,7 @@ impl ApiServer {
             displacing: 410,
             streaming: true,
             streaming_fails: false,
+            endless: &[],
             generation: 1,
             mute: None,
             cut: false,
@@ -191,6 +194,12 @@ impl ApiServer {
     /// for them.
     pub fn fail_streaming(&self) {
         self.state().streaming_fails = true;
+    }
+
+    /// Streaming lists of these kinds name all objects, but do not say that these are all.
+    pub fn hold_back_ends(&self, kinds: &'static [&'static str]) {
+        self.state().endless = kinds;
+        self.shared.changed.notify_all();
     }
 
     /// Whether streaming lists are offered.
@@ -531,6 +540,8 @@ fn watch(
         for object in initial {
             send(wire, &message("ADDED", &object), piece)?;
         }
+        let held_back = |state: &mut State| state.endless.contains(&kind) && state.generation == generation;
+        drop(shared.changed.wait_while(shared.state(), held_back).expect("no panic"));
         send(wire, &message("BOOKMARK", &bookmark(group, kind, position, true)), piece)?;
     } else {
         drop(state);
