@@ -33,12 +33,13 @@ pub struct Cluster {
 // === impl Cluster ===
 
 impl Cluster {
-    /// Number of namespaces.
-    pub const TEAMS: usize = 50;
+    /// How many Services share a namespace.
+    pub const PER_TEAM: usize = 200;
 
-    /// The namespace of a Service.
+    /// The namespace of a Service. In the order of numbers, Services are in the order of their names too, in which real
+    /// servers list them.
     pub fn team(service: usize) -> String {
-        format!("team-{}", service % Self::TEAMS)
+        format!("team-{:03}", service / Self::PER_TEAM)
     }
 
     /// So many Services with so many endpoints each.
@@ -95,25 +96,25 @@ impl Cluster {
         // Writing to a String cannot fail.
         let _ = write!(
             into,
-            r#","annotations":{{"meta.helm.sh/release-name":"shop-{service}","meta.helm.sh/release-namespace":"{team}"}},{MANAGED}}},"spec":{{"ports":[{{"name":"http","protocol":"TCP","appProtocol":"http","port":80,"targetPort":"http"}}],"selector":{{"app.kubernetes.io/instance":"shop-{service}","app.kubernetes.io/name":"frontend"}},"clusterIP":"{ip}","clusterIPs":["{ip}"],"type":"ClusterIP","sessionAffinity":"None","ipFamilies":["IPv4"],"ipFamilyPolicy":"SingleStack","internalTrafficPolicy":"Cluster"}},"status":{{"loadBalancer":{{}}}}}}"#,
+            r#","annotations":{{"meta.helm.sh/release-name":"shop-{service:05}","meta.helm.sh/release-namespace":"{team}"}},{MANAGED}}},"spec":{{"ports":[{{"name":"http","protocol":"TCP","appProtocol":"http","port":80,"targetPort":"http"}}],"selector":{{"app.kubernetes.io/instance":"shop-{service:05}","app.kubernetes.io/name":"frontend"}},"clusterIP":"{ip}","clusterIPs":["{ip}"],"type":"ClusterIP","sessionAffinity":"None","ipFamilies":["IPv4"],"ipFamilyPolicy":"SingleStack","internalTrafficPolicy":"Cluster"}},"status":{{"loadBalancer":{{}}}}}}"#,
             team = Self::team(service),
         );
     }
 
     /// The one EndpointSlice of a Service as JSON.
     pub fn write_slice(&self, service: usize, into: &mut String) {
-        let owner = format!(r#","kubernetes.io/service-name":"shop-{service}-frontend""#);
+        let owner = format!(r#","kubernetes.io/service-name":"shop-{service:05}-frontend""#);
         self.open("EndpointSlice", "discovery.k8s.io/v1", service, "-x7k2p", &owner, into);
         // Writing to a String cannot fail.
         let _ = write!(
             into,
-            r#","annotations":{{"endpoints.kubernetes.io/last-change-trigger-time":"2026-01-02T03:04:05Z"}},"ownerReferences":[{{"apiVersion":"v1","kind":"Service","name":"shop-{service}-frontend","uid":"0f6a3f0e-6f6e-4a63-8b1b-0f0d2d1f7a11","controller":true,"blockOwnerDeletion":true}}],{MANAGED}}},"addressType":"IPv4","endpoints":["#
+            r#","annotations":{{"endpoints.kubernetes.io/last-change-trigger-time":"2026-01-02T03:04:05Z"}},"ownerReferences":[{{"apiVersion":"v1","kind":"Service","name":"shop-{service:05}-frontend","uid":"0f6a3f0e-6f6e-4a63-8b1b-0f0d2d1f7a11","controller":true,"blockOwnerDeletion":true}}],{MANAGED}}},"addressType":"IPv4","endpoints":["#
         );
         for (index, address) in self.endpoints[service].iter().enumerate() {
             let comma = if index > 0 { "," } else { "" };
             let _ = write!(
                 into,
-                r#"{comma}{{"addresses":["{address}"],"conditions":{{"ready":true,"serving":true,"terminating":false}},"targetRef":{{"kind":"Pod","namespace":"{team}","name":"shop-{service}-frontend-6d4cf56db6-{index:05}","uid":"5b0a4c1e-2a5f-4a0e-9d80-4c19b1a0be{index:02}"}},"nodeName":"worker-{node}","zone":"zone-{zone}"}}"#,
+                r#"{comma}{{"addresses":["{address}"],"conditions":{{"ready":true,"serving":true,"terminating":false}},"targetRef":{{"kind":"Pod","namespace":"{team}","name":"shop-{service:05}-frontend-6d4cf56db6-{index:05}","uid":"5b0a4c1e-2a5f-4a0e-9d80-4c19b1a0be{index:02}"}},"nodeName":"worker-{node}","zone":"zone-{zone}"}}"#,
                 team = Self::team(service),
                 node = (service + index) % 100,
                 zone = index % 3,
@@ -126,7 +127,7 @@ impl Cluster {
     fn open(&self, kind: &str, api: &str, service: usize, suffix: &str, labels: &str, into: &mut String) {
         let _ = write!(
             into,
-            r#"{{"kind":"{kind}","apiVersion":"{api}","metadata":{{"name":"shop-{service}-frontend{suffix}","namespace":"{team}","uid":"9c1f2b6e-44c3-4e0b-a6cb-{service:012x}","resourceVersion":"{version}","generation":7,"creationTimestamp":"2026-01-02T03:04:05Z","labels":{{"app.kubernetes.io/component":"web","app.kubernetes.io/instance":"shop-{service}","app.kubernetes.io/managed-by":"Helm","app.kubernetes.io/name":"frontend","app.kubernetes.io/version":"1.27.4","helm.sh/chart":"shop-3.14.1"{labels}}}"#,
+            r#"{{"kind":"{kind}","apiVersion":"{api}","metadata":{{"name":"shop-{service:05}-frontend{suffix}","namespace":"{team}","uid":"9c1f2b6e-44c3-4e0b-a6cb-{service:012x}","resourceVersion":"{version}","generation":7,"creationTimestamp":"2026-01-02T03:04:05Z","labels":{{"app.kubernetes.io/component":"web","app.kubernetes.io/instance":"shop-{service:05}","app.kubernetes.io/managed-by":"Helm","app.kubernetes.io/name":"frontend","app.kubernetes.io/version":"1.27.4","helm.sh/chart":"shop-3.14.1"{labels}}}"#,
             team = Self::team(service),
             version = self.version,
         );

@@ -167,8 +167,8 @@ fn start(programs: &Programs, authority: &Authority, folder: &Path) -> Result<[D
 /// Creates all objects.
 fn fill(cluster: &Cluster, folder: &Path) -> Result<(), String> {
     let mut first = vec![("/api/v1/nodes".to_owned(), node())];
-    first.extend((0..Cluster::TEAMS).map(|team| {
-        ("/api/v1/namespaces".to_owned(), format!(r#"{{"metadata":{{"name":"{}"}}}}"#, Cluster::team(team)))
+    first.extend((0..cluster.services()).step_by(Cluster::PER_TEAM).map(|service| {
+        ("/api/v1/namespaces".to_owned(), format!(r#"{{"metadata":{{"name":"{}"}}}}"#, Cluster::team(service)))
     }));
     create(&first, &folder.join("requests"))?;
     let mut requests = Vec::new();

@@ -165,7 +165,8 @@ fn await_rules(proxy: &mut Proxy, stamp: &mut Stamp, job: &Job, began: Instant) 
             }
             looked = Instant::now();
         }
-        thread::sleep(Duration::from_millis(1));
+        // Seldom, for whoever looks takes time from those who are looked at.
+        thread::sleep(Duration::from_millis(5));
     }
     Err(io::Error::other("it did not program everything in time"))
 }
