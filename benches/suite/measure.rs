@@ -3,13 +3,16 @@
 //! Runs inside namespaces that [`crate::arena`] made, and tells its results as JSON.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::apiserver::ApiServer;
@@ -105,6 +108,8 @@ pub struct Changes {
     pub messages: usize,
     /// Bytes of these, median.
     pub bytes: usize,
+    /// What the machine itself adds, at the same rate: a byte to another processor and back, milliseconds each, ascending.
+    pub machine: Vec<f64>,
 }
 
 /// Many changes, as fast as they go in.
@@ -280,7 +285,50 @@ fn churn(
     sizes.sort_unstable();
     let (messages, bytes) = sizes.get(sizes.len() / 2).copied().unwrap_or_default();
     let overtaken = count as usize - latencies.len();
-    Ok(Changes { rate, latencies, overtaken, cpu, messages, bytes })
+    let machine = round_trips(pause, count)?;
+    Ok(Changes { rate, latencies, overtaken, cpu, messages, bytes, machine })
+}
+
+/// A byte to a thread on another processor and back, time and again: what it takes to wake who is asleep, without any
+/// work.
+fn round_trips(pause: Duration, count: u32) -> io::Result<Vec<f64>> {
+    let allowed = sched_getaffinity(Pid::from_raw(0))?;
+    let mut processors = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false));
+    let first = processors.next();
+    let last = processors.next_back().or(first);
+    let (mut here, mut there) = UnixStream::pair()?;
+    let echo = move || {
+        stay_on(first)?;
+        let mut byte = [0];
+        // Ends when the other side is closed.
+        while there.read_exact(&mut byte).and_then(|()| there.write_all(&byte)).is_ok() {}
+        Ok(())
+    };
+    let ask = move || {
+        stay_on(last)?;
+        let mut took = Vec::new();
+        for _ in 0..count {
+            thread::sleep(pause);
+            let began = Instant::now();
+            here.write_all(&[0])?;
+            here.read_exact(&mut [0])?;
+            took.push(began.elapsed().as_secs_f64() * 1000.0);
+        }
+        took.sort_unstable_by(f64::total_cmp);
+        Ok(took)
+    };
+    let (echo, ask): (JoinHandle<io::Result<()>>, JoinHandle<io::Result<Vec<f64>>>) =
+        (thread::spawn(echo), thread::spawn(ask));
+    let took = ask.join().map_err(|_| io::Error::other("the thread that asks failed"))?;
+    echo.join().map_err(|_| io::Error::other("the thread that answers failed"))??;
+    took
+}
+
+/// Keeps this thread on one processor.
+fn stay_on(processor: Option<usize>) -> io::Result<()> {
+    let mut only = CpuSet::new();
+    processor.into_iter().try_for_each(|processor| only.set(processor))?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &only)?)
 }
 
 /// A day's changes without the waiting: bursts, each awaited.
