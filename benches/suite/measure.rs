@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -297,14 +297,14 @@ fn round_trips(pause: Duration, count: u32) -> io::Result<Vec<f64>> {
     let first = processors.next();
     let last = processors.next_back().or(first);
     let (mut here, mut there) = UnixStream::pair()?;
-    let echo = move || {
+    let answering = thread::spawn(move || -> io::Result<()> {
         stay_on(first)?;
         let mut byte = [0];
         // Ends when the other side is closed.
         while there.read_exact(&mut byte).and_then(|()| there.write_all(&byte)).is_ok() {}
         Ok(())
-    };
-    let ask = move || {
+    });
+    let asking = thread::spawn(move || -> io::Result<Vec<f64>> {
         stay_on(last)?;
         let mut took = Vec::new();
         for _ in 0..count {
@@ -316,11 +316,9 @@ fn round_trips(pause: Duration, count: u32) -> io::Result<Vec<f64>> {
         }
         took.sort_unstable_by(f64::total_cmp);
         Ok(took)
-    };
-    let (echo, ask): (JoinHandle<io::Result<()>>, JoinHandle<io::Result<Vec<f64>>>) =
-        (thread::spawn(echo), thread::spawn(ask));
-    let took = ask.join().map_err(|_| io::Error::other("the thread that asks failed"))?;
-    echo.join().map_err(|_| io::Error::other("the thread that answers failed"))??;
+    });
+    let took = asking.join().map_err(|_| io::Error::other("the thread that asks failed"))?;
+    answering.join().map_err(|_| io::Error::other("the thread that answers failed"))??;
     took
 }
 

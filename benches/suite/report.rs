@@ -149,7 +149,8 @@ fn changes(page: &mut String, subjects: &[Subject]) {
     page.push_str(
         "\n## Changes\n\nOne endpoint is replaced: from the moment before the API server encrypts the event until the \
          kernel's notification of the transaction is read. The budget is 2 ms median, 5 ms p99. Beside p99 stands what \
-         the machine itself adds: p99 and the longest of as many bytes, at the same rate, to a thread on another processor and back.\n\n\
+         the machine itself adds: p99 and the longest of as many bytes, at the same rate, to a thread on another \
+         processor and back.\n\n\
          ![change](change.svg)\n\n\
          | Services | proxy | a second | median | p99 | the machine itself | overtaken | CPU a change | messages | \
          bytes |\n|---|---|---|---|---|---|---|---|---|---|\n",
