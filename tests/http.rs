@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -14,7 +15,7 @@ use hyper::StatusCode;
 use kube_proxy::kernel::listen::{Unspecified, tcp};
 use kube_proxy::model::ObjectName;
 use kube_proxy::observe::health::Health;
-use kube_proxy::observe::http::{CONNECTIONS, Handler, run, serve, text};
+use kube_proxy::observe::http::{Body, CONNECTIONS, Handler, run, serve, text};
 use kube_proxy::observe::metrics::Metrics;
 use kube_proxy::observe::scrape::Build;
 use kube_proxy::observe::service_health::ServiceHealth;
@@ -94,6 +95,42 @@ fn a_connection_serves_many_requests_and_a_body_does_no_harm() {
         let mut all = String::new();
         stream.read_to_string(&mut all).await.unwrap();
         assert!(all.contains("POST /one") && all.ends_with("GET /two"), "{all}");
+    });
+}
+
+#[test]
+fn a_long_answer_is_made_as_it_is_read() {
+    const PIECES: usize = 1000;
+    const PIECE: usize = 1 << 16;
+    together(|executor| async move {
+        let listener = tcp("127.0.0.1:0".parse().unwrap(), Unspecified::BothFamilies).unwrap();
+        let address = listener.local_addr().unwrap();
+        let made = Rc::new(Cell::new(0));
+        let counted = Rc::clone(&made);
+        let handler: Handler = Rc::new(move |request| {
+            if request.uri.path() != "/long" {
+                return text(StatusCode::OK, "short");
+            }
+            let made = Rc::clone(&counted);
+            let pieces = (0..PIECES).map(move |number| {
+                made.set(number + 1);
+                "x".repeat(PIECE)
+            });
+            text(StatusCode::OK, Body::Pieces(Box::new(pieces)))
+        });
+        let _server = executor.spawn(serve(listener, handler));
+        // Such a client gets no chunks.
+        let mut slow = connect(address).await.unwrap();
+        slow.write_all(b"GET /long HTTP/1.0\r\n\r\n").await.unwrap();
+        for _ in 0..20 {
+            assert_eq!(get(address, "/").await.unwrap().body, "short", "others are not kept waiting");
+        }
+        let begun = made.get();
+        assert!(begun > 0 && begun < PIECES, "{begun} pieces wait for their reader");
+        let mut answer = String::new();
+        slow.read_to_string(&mut answer).await.unwrap();
+        let (_, body) = answer.split_once("\r\n\r\n").expect("a complete answer");
+        assert_eq!((made.get(), body.len()), (PIECES, PIECES * PIECE));
     });
 }
 
@@ -218,7 +255,7 @@ fn the_health_server_answers_as_upstreams() {
         assert_eq!(body["nodeEligible"], true);
         assert_eq!(get(address, "/livez").await.unwrap().status, 200);
         assert_eq!(get(address, "/metrics").await.unwrap().status, 404);
-        let text = metrics.text();
+        let text: String = metrics.text().collect();
         for line in [
             "kubeproxy_proxy_healthz_total{code=\"200\"} 1",
             "kubeproxy_proxy_healthz_total{code=\"503\"} 1",

@@ -94,6 +94,9 @@ fn is_name(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
+/// Service ports with counters, in each family.
+const PORTS: usize = 250;
+
 /// Metrics with something in every family.
 fn filled() -> Metrics {
     let metrics = Metrics::new(Build { major: "1", minor: "36", git_version: "v1.36.0", ..Build::default() });
@@ -122,18 +125,25 @@ fn filled() -> Metrics {
     metrics.rest_retries.with(&["429", "LIST", "[fd00::1]:6443"]).add(1);
     metrics.requested("GET", "[fd00::1]:6443", "200", Duration::from_millis(30));
     metrics.transferred("GET", "[fd00::1]:6443", 300, 2_000_000);
-    let port = PortName { service: ObjectName::new("ns", "a\"b\\c\nd"), port: "p".into(), protocol: Protocol::Tcp };
-    metrics.set_traffic(Box::new(move |each| {
-        for family in Family::ALL {
-            each(Traffic { port: &port, family, packets: 4, bytes: 5_000_000_000 });
-        }
+    metrics.set_traffic(Box::new(|| {
+        // More than fit into one piece.
+        let names = (0..PORTS).map(|number| format!("a\"b\\c\nd{number}"));
+        let ports = names.map(|name| PortName {
+            service: ObjectName::new("ns", &name),
+            port: "p".into(),
+            protocol: Protocol::Tcp,
+        });
+        let of_family = |port: PortName| {
+            Family::ALL.map(|family| Traffic { port: port.clone(), family, packets: 4, bytes: 5_000_000_000 })
+        };
+        ports.flat_map(of_family).collect()
     }));
     metrics
 }
 
 #[test]
 fn metrics_pass_a_strict_reader() {
-    let families = read(&filled().text());
+    let families = read(&filled().text().collect::<String>());
     for (name, kind, series) in [
         ("kubeproxy_sync_proxy_rules_duration_seconds", "histogram", 2),
         ("kubeproxy_sync_full_proxy_rules_duration_seconds", "histogram", 2),
@@ -169,8 +179,8 @@ fn metrics_pass_a_strict_reader() {
         ("kubeproxy_programmed_endpoints", "gauge", 2),
         ("kubeproxy_set_aside_service_ports", "gauge", 2),
         ("kubeproxy_last_change_to_kernel_seconds", "gauge", 2),
-        ("kubeproxy_service_port_packets_total", "counter", 2),
-        ("kubeproxy_service_port_bytes_total", "counter", 2),
+        ("kubeproxy_service_port_packets_total", "counter", 2 * PORTS),
+        ("kubeproxy_service_port_bytes_total", "counter", 2 * PORTS),
     ] {
         let family = families.get(name).unwrap_or_else(|| panic!("{name} is missing"));
         let count =
@@ -179,12 +189,12 @@ fn metrics_pass_a_strict_reader() {
     }
     let bytes = &families["kubeproxy_service_port_bytes_total"].samples[0];
     assert_eq!(bytes.2, 5e9);
-    assert!(bytes.1.contains(&("service".into(), "a\"b\\c\nd".into())), "{bytes:?}");
+    assert!(bytes.1.contains(&("service".into(), "a\"b\\c\nd0".into())), "{bytes:?}");
 }
 
 #[test]
 fn buckets_are_upstreams() {
-    let families = read(&filled().text());
+    let families = read(&filled().text().collect::<String>());
     let bounds = |name: &str| -> Vec<String> {
         let mut bounds: Vec<String> = Vec::new();
         for (sample, labels, _) in &families[name].samples {

@@ -2,6 +2,7 @@
 
 mod apiserver;
 mod arena;
+mod awake;
 #[path = "../../tests/support/certificates.rs"]
 mod certificates;
 mod check;

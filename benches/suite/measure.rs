@@ -11,11 +11,12 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::apiserver::ApiServer;
+use crate::awake::{Awake, processors};
 use crate::cluster::Cluster;
 use crate::kernel::{self, Objects, Sight, Watcher};
 use crate::proxy::{Proxy, field, write_config};
@@ -246,6 +247,7 @@ fn churn(
     count: u32,
     mark: &mut u32,
 ) -> io::Result<Changes> {
+    let _awake = Awake::begin()?;
     let watcher = Watcher::start()?;
     let pause = Duration::from_secs(1) / rate;
     let first = *mark;
@@ -292,10 +294,8 @@ fn churn(
 /// A byte to a thread on another processor and back, time and again: what it takes to wake who is asleep, without any
 /// work.
 fn round_trips(pause: Duration, count: u32) -> io::Result<Vec<f64>> {
-    let allowed = sched_getaffinity(Pid::from_raw(0))?;
-    let mut processors = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false));
-    let first = processors.next();
-    let last = processors.next_back().or(first);
+    let processors = processors()?;
+    let (first, last) = (processors.first().copied(), processors.last().copied());
     let (mut here, mut there) = UnixStream::pair()?;
     let answering = thread::spawn(move || -> io::Result<()> {
         stay_on(first)?;

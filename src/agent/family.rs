@@ -171,20 +171,9 @@ impl Proxy {
         self.pending.clear();
         self.ledger.plan_departed(store, &self.here);
         self.ledger.distrust_flows();
-        let (ledger, here) = (&mut self.ledger, &self.here);
-        let mut freed = NameSet::default();
-        // In the order of names, so that clashes end the same way after every start.
-        let mut names: Vec<&ObjectName> = store.services_of(self.family).collect();
-        names.sort_unstable();
-        ledger.expect(names.len());
-        // Who loses an address by that is among them.
-        ledger.reserve(store, names.iter().copied());
-        let mut plans = names.into_iter().map(|name| {
-            let (plan, more) = ledger.plan_one(store, here, name);
-            freed.extend(more);
-            plan
-        });
+        let mut plans = self.ledger.plan_all(store, &self.here);
         let report = self.backend.replace(&self.facts, &mut plans)?;
+        let freed = plans.again();
         if let Some(remove) = self.leftovers.take()
             && let Err(error) = remove()
         {

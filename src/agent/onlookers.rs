@@ -95,13 +95,14 @@ pub(super) fn serve_pages(
 /// Lets scrapes read the kernel's counters.
 pub(super) fn expose_traffic(metrics: &Metrics, proxies: &[Rc<RefCell<Proxy>>]) {
     let proxies = proxies.to_vec();
-    metrics.set_traffic(Box::new(move |each| {
+    metrics.set_traffic(Box::new(move || {
+        let mut ports = Vec::new();
         for proxy in &proxies {
             let family = proxy.borrow().family();
-            for (port, packets, bytes) in proxy.borrow_mut().traffic() {
-                each(Traffic { port: &port, family, packets, bytes });
-            }
+            let traffic = proxy.borrow_mut().traffic().into_iter();
+            ports.extend(traffic.map(|(port, packets, bytes)| Traffic { port, family, packets, bytes }));
         }
+        ports
     }));
 }
 

@@ -150,7 +150,7 @@ mod tests {
     fn ask(health: &Health, path: &str) -> (u16, String) {
         let request = hyper::Request::get(path).body(()).unwrap().into_parts().0;
         let answer = health.answer(&Metrics::new(Build::default()), &request);
-        (answer.status().as_u16(), answer.into_body())
+        (answer.status().as_u16(), answer.into_body().whole())
     }
 
     #[test]

@@ -1,32 +1,46 @@
 //! Small HTTP servers: one future each, which listens, answers, and tries again when it cannot listen.
 //!
-//! Answers are made at once from what is known; a handler must not wait. Dropping the future closes everything.
+//! Answers are made from what is known; a handler must not wait. What is long is made piece by piece, as the client takes it.
+//! Dropping the future closes everything.
 
 use std::convert::Infallible;
+use std::error::Error;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::rc::Rc;
 use std::time::Duration;
 
 use async_io::{Async, Timer};
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
+use http_body_util::{Either, Full, StreamBody};
+use hyper::body::{Bytes, Frame, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Response, StatusCode};
 use smol::LocalExecutor;
+use smol::future::yield_now;
 use smol::lock::Semaphore;
+use smol::stream;
 use smol_hyper::rt::{FuturesIo, SmolTimer};
 
 use crate::kernel::listen::{self, Unspecified};
 
 /// A request without its body, which nobody here reads.
 pub type Request = hyper::http::request::Parts;
-/// A complete answer.
-pub type Answer = Response<String>;
+/// An answer.
+pub type Answer = Response<Body>;
+/// Parts of a text, each made when it is asked for.
+pub type Pieces = Box<dyn Iterator<Item = String>>;
 /// Makes the answer to a request.
 pub type Handler = Rc<dyn Fn(&Request) -> Answer>;
+
+/// What an answer says.
+pub enum Body {
+    /// Something short.
+    Whole(String),
+    /// Something long: others get their turn before each piece.
+    Pieces(Pieces),
+}
 
 /// Connections that one server holds at a time; more wait until one ends.
 pub const CONNECTIONS: usize = 128;
@@ -96,8 +110,7 @@ pub async fn serve(listener: TcpListener, handler: Handler) -> io::Error {
 /// Answers all requests of one connection. What goes wrong with it is the client's affair.
 async fn answer(stream: Async<TcpStream>, handler: Handler) {
     let service = service_fn(|request: hyper::Request<Incoming>| {
-        let answer = handler(&request.into_parts().0).map(|body| Full::new(Bytes::from(body)));
-        std::future::ready(Ok::<_, Infallible>(answer))
+        std::future::ready(Ok::<_, Infallible>(handler(&request.into_parts().0).map(Body::into_stream)))
     });
     let _ = http1::Builder::new()
         .timer(SmolTimer::new())
@@ -107,17 +120,17 @@ async fn answer(stream: Async<TcpStream>, handler: Handler) {
 }
 
 /// An answer of plain text.
-pub fn text(status: StatusCode, body: impl Into<String>) -> Answer {
+pub fn text(status: StatusCode, body: impl Into<Body>) -> Answer {
     typed(status, "text/plain; charset=utf-8", body)
 }
 
 /// An answer in JSON.
-pub fn json(status: StatusCode, body: impl Into<String>) -> Answer {
+pub fn json(status: StatusCode, body: impl Into<Body>) -> Answer {
     typed(status, "application/json", body)
 }
 
 /// An answer of some media type, which the client must not second-guess.
-pub fn typed(status: StatusCode, media: &'static str, body: impl Into<String>) -> Answer {
+pub fn typed(status: StatusCode, media: &'static str, body: impl Into<Body>) -> Answer {
     let mut answer = Answer::new(body.into());
     *answer.status_mut() = status;
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media));
@@ -128,4 +141,40 @@ pub fn typed(status: StatusCode, media: &'static str, body: impl Into<String>) -
 /// The answer for a path that is not served.
 pub fn not_found() -> Answer {
     text(StatusCode::NOT_FOUND, "404 page not found\n")
+}
+
+// === impl Body ===
+
+impl Body {
+    fn into_stream(self) -> impl hyper::body::Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> {
+        match self {
+            Self::Whole(text) => Either::Left(Full::new(Bytes::from(text))),
+            Self::Pieces(pieces) => Either::Right(StreamBody::new(stream::unfold(pieces, async |mut pieces| {
+                yield_now().await;
+                let piece = Bytes::from(pieces.next()?);
+                Some((Ok::<_, Infallible>(Frame::data(piece)), pieces))
+            }))),
+        }
+    }
+
+    /// All of it.
+    #[cfg(test)]
+    pub fn whole(self) -> String {
+        match self {
+            Self::Whole(text) => text,
+            Self::Pieces(pieces) => pieces.collect(),
+        }
+    }
+}
+
+impl From<String> for Body {
+    fn from(text: String) -> Self {
+        Self::Whole(text)
+    }
+}
+
+impl From<&str> for Body {
+    fn from(text: &str) -> Self {
+        Self::Whole(text.to_owned())
+    }
 }

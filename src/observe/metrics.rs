@@ -4,6 +4,7 @@
 //! needs to know is in `scrape`.
 
 use std::cell::RefCell;
+use std::iter;
 use std::time::Duration;
 
 use super::exposition::{Counter, Family, Gauge, Histogram};
@@ -358,8 +359,8 @@ impl Metrics {
         *self.traffic.borrow_mut() = Some(source);
     }
 
-    /// Everything, in the Prometheus text format.
-    pub fn text(&self) -> String {
+    /// Everything, in the Prometheus text format, in pieces.
+    pub fn text(&self) -> impl Iterator<Item = String> + use<> {
         let mut out = String::with_capacity(16 * 1024);
         self.kubeproxy(&mut out);
         for family in [&self.rest_duration, &self.rest_request_size, &self.rest_response_size] {
@@ -371,13 +372,11 @@ impl Metrics {
         if let Ok(usage) = Usage::read() {
             scrape::process(&mut out, &usage);
         }
-        if let Some(source) = &*self.traffic.borrow() {
-            scrape::traffic(&mut out, source);
-        }
         if let Some(source) = &*self.counters.borrow() {
             scrape::counters(&mut out, source);
         }
-        out
+        let traffic = self.traffic.borrow().as_ref().map(|source| scrape::traffic(source()));
+        iter::once(out).chain(traffic.into_iter().flatten())
     }
 
     fn kubeproxy(&self, out: &mut String) {

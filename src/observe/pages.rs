@@ -10,7 +10,7 @@ use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::exposition::{Counter, head, label, sample};
-use super::http::{Answer, Request, json as json_answer, not_found, text, typed};
+use super::http::{Answer, Body, Request, json as json_answer, not_found, text, typed};
 use super::metrics::Metrics;
 use super::time::{Clock, civil, epoch_seconds, rfc3339};
 
@@ -75,7 +75,8 @@ impl Pages {
     }
 
     fn metrics_page(&self) -> Answer {
-        let mut answer = typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.metrics.text());
+        let pieces = Body::Pieces(Box::new(self.metrics.text()));
+        let mut answer = typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", pieces);
         let started = HeaderValue::from(epoch_seconds(self.started) as u64);
         answer.headers_mut().insert("process-start-time-unix", started);
         answer
@@ -261,8 +262,8 @@ mod tests {
             ("/readyz", 404, "404 page not found\n"),
         ] {
             let answer = ask(&pages, path, "*/*");
-            assert_eq!((answer.status().as_u16(), answer.body().as_str()), (status, body), "{path}");
             assert_eq!(answer.headers()["x-content-type-options"], "nosniff", "{path}");
+            assert_eq!((answer.status().as_u16(), answer.into_body().whole().as_str()), (status, body), "{path}");
         }
     }
 
@@ -298,16 +299,16 @@ mod tests {
     #[test]
     fn flags_and_status_in_both_forms() {
         let pages = pages();
-        let flags = ask(&pages, "/flagz", "text/plain").into_body();
+        let flags = ask(&pages, "/flagz", "text/plain").into_body().whole();
         assert!(flags.starts_with("\nkube-proxy flagz\nWarning: "), "{flags}");
         assert!(flags.ends_with("\n\nbind-address=0.0.0.0\nv=2\n"), "{flags}");
-        let status = ask(&pages, "/statusz", "text/plain").into_body();
+        let status = ask(&pages, "/statusz", "text/plain").into_body().whole();
         assert!(status.contains("Started: 1970-01-01 00:00:00 UTC\nUp: 1 hr 02 min 05 sec\n"), "{status}");
         assert_eq!(ask(&pages, "/statusz", "application/json").status(), StatusCode::NOT_ACCEPTABLE);
 
         let answer = ask(&pages, "/flagz", "application/json;v=v1alpha1;g=config.k8s.io;as=Flagz");
         assert!(answer.headers().contains_key(WARNING));
-        let object: Value = serde_json::from_str(answer.body()).unwrap();
+        let object: Value = serde_json::from_str(&answer.into_body().whole()).unwrap();
         let expected = json!({
             "kind": "Flagz", "apiVersion": "config.k8s.io/v1alpha1", "metadata": { "name": "kube-proxy" },
             "flags": { "bind-address": "0.0.0.0", "v": "2" }
@@ -316,7 +317,7 @@ mod tests {
         let answer = ask(&pages, "/statusz", "application/json;v=v1beta1;g=config.k8s.io;as=Statusz");
         assert!(!answer.headers().contains_key(WARNING));
         assert_eq!(answer.headers()[CONTENT_TYPE], "application/json;g=config.k8s.io;v=v1beta1;as=Statusz");
-        let object: Value = serde_json::from_str(answer.body()).unwrap();
+        let object: Value = serde_json::from_str(&answer.into_body().whole()).unwrap();
         assert_eq!((&object["binaryVersion"], &object["emulationVersion"]), (&json!("0.1.0"), &json!("1.36")));
         assert_eq!((&object["uptimeSeconds"], &object["startTime"]), (&json!(3725), &json!("1970-01-01T00:00:00Z")));
     }
@@ -325,7 +326,7 @@ mod tests {
     fn health_checks_are_counted_until_someone_resets_them() {
         let pages = pages();
         let count = || {
-            let body = ask(&pages, "/metrics/slis", "").into_body();
+            let body = ask(&pages, "/metrics/slis", "").into_body().whole();
             body.lines().find_map(|line| line.strip_prefix("kubernetes_healthchecks_total{")).unwrap().to_owned()
         };
         ask(&pages, "/healthz", "");

@@ -27,10 +27,10 @@ pub struct Build {
 }
 
 /// Packets and bytes that a Service port had so far.
-#[derive(Clone, Copy, Debug)]
-pub struct Traffic<'a> {
+#[derive(Clone, Debug)]
+pub struct Traffic {
     /// The Service port.
-    pub port: &'a PortName,
+    pub port: PortName,
     /// The family.
     pub family: Family,
     /// New connections' packets, as the kernel counted them.
@@ -39,11 +39,19 @@ pub struct Traffic<'a> {
     pub bytes: u64,
 }
 
-/// Reads the kernel's counters and hands each to the function that it is given. Called once per scrape.
-pub type TrafficSource = Box<dyn Fn(&mut dyn FnMut(Traffic<'_>))>;
+/// Reads the kernel's counters. Called once per scrape.
+pub type TrafficSource = Box<dyn Fn() -> Vec<Traffic>>;
 
 /// Hands name, help and packets of each of the kernel's own counters to the function that it is given.
 pub type CounterSource = Box<dyn Fn(&mut dyn FnMut(&str, &str, u64))>;
+
+/// Families of counters of Service ports: name, help and value.
+const TRAFFIC: [(&str, &str, fn(&Traffic) -> u64); 2] = [
+    ("kubeproxy_service_port_packets_total", "Packets that opened connections to a Service port", |port| port.packets),
+    ("kubeproxy_service_port_bytes_total", "Bytes of the packets that opened connections to a Service port", |port| {
+        port.bytes
+    }),
+];
 
 // === impl Build ===
 
@@ -104,25 +112,27 @@ pub(super) fn process(out: &mut String, usage: &Usage) {
     }
 }
 
-/// Writes the counters of Service ports: two families from one pass over the kernel's counters, the second gathered
-/// aside and appended.
-pub(super) fn traffic(out: &mut String, source: &TrafficSource) {
-    let [packets, bytes] = ["kubeproxy_service_port_packets_total", "kubeproxy_service_port_bytes_total"];
-    head(out, packets, "counter", "Packets that opened connections to a Service port");
-    let mut second = String::new();
-    head(&mut second, bytes, "counter", "Bytes of the packets that opened connections to a Service port");
-    let mut labels = String::new();
-    source(&mut |traffic| {
-        labels.clear();
-        label(&mut labels, "namespace", traffic.port.service.namespace());
-        label(&mut labels, "service", traffic.port.service.name());
-        label(&mut labels, "port", &traffic.port.port);
-        label(&mut labels, "protocol", traffic.port.protocol.as_str());
-        label(&mut labels, "ip_family", traffic.family.as_str());
-        sample(out, packets, &labels, traffic.packets as f64);
-        sample(&mut second, bytes, &labels, traffic.bytes as f64);
-    });
-    out.push_str(&second);
+/// The counters of Service ports, in pieces: they are by far the longest part of the page.
+pub(super) fn traffic(ports: Vec<Traffic>) -> impl Iterator<Item = String> {
+    const PORTS: usize = 200;
+    let pieces = ports.len().div_ceil(PORTS).max(1);
+    (0..TRAFFIC.len() * pieces).map(move |number| {
+        let ((name, help, value), piece) = (TRAFFIC[number / pieces], number % pieces);
+        let (mut out, mut labels) = (String::new(), String::new());
+        if piece == 0 {
+            head(&mut out, name, "counter", help);
+        }
+        for traffic in ports.iter().skip(piece * PORTS).take(PORTS) {
+            labels.clear();
+            label(&mut labels, "namespace", traffic.port.service.namespace());
+            label(&mut labels, "service", traffic.port.service.name());
+            label(&mut labels, "port", &traffic.port.port);
+            label(&mut labels, "protocol", traffic.port.protocol.as_str());
+            label(&mut labels, "ip_family", traffic.family.as_str());
+            sample(&mut out, name, &labels, value(traffic) as f64);
+        }
+        out
+    })
 }
 
 /// Writes the kernel's own counters.

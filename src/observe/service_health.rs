@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn the_body_is_upstreams_to_the_tab() {
-        let body = answer(&ObjectName::new("ns", "svc"), 1, true).into_body();
+        let body = answer(&ObjectName::new("ns", "svc"), 1, true).into_body().whole();
         let expected = "{
 \t\"service\": {
 \t\t\"namespace\": \"ns\",

@@ -23,6 +23,18 @@ pub struct Ledger {
     stale: Stale,
 }
 
+/// The plans of all Services of a family, in the order of their names, so that clashes end the same way after every start.
+///
+/// Nothing is done before the first is asked for: a backend may have begun something that goes on beside it by then.
+pub struct PlanAll<'a> {
+    ledger: &'a mut Ledger,
+    store: &'a Store,
+    here: &'a Here,
+    names: Option<std::vec::IntoIter<&'a ObjectName>>,
+    left: usize,
+    again: NameSet,
+}
+
 /// Numbers that onlookers ask for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -75,9 +87,15 @@ impl Ledger {
         plans
     }
 
+    /// Plans all Services, whatever was planned before.
+    pub fn plan_all<'a>(&'a mut self, store: &'a Store, here: &'a Here) -> PlanAll<'a> {
+        let left = store.services_of(self.family).count();
+        PlanAll { ledger: self, store, here, names: None, left, again: NameSet::default() }
+    }
+
     /// Gives these Services their ClusterIPs before they are [planned](Self::plan_one). Returns those that lose an address
     /// by that: they have to be planned again.
-    pub fn reserve<'n>(&mut self, store: &Store, names: impl IntoIterator<Item = &'n ObjectName>) -> NameSet {
+    fn reserve<'n>(&mut self, store: &Store, names: impl IntoIterator<Item = &'n ObjectName>) -> NameSet {
         let mut losers = NameSet::default();
         for name in names {
             let Some(service) = store.service(name) else { continue };
@@ -89,13 +107,13 @@ impl Ledger {
     }
 
     /// Makes room for so many Services, all in all: tables that double time and again move all that is in them.
-    pub fn expect(&mut self, services: usize) {
+    fn expect(&mut self, services: usize) {
         self.tallies.reserve(services.saturating_sub(self.tallies.len()));
         self.claims.expect(services);
     }
 
     /// Plans one Service; also returns those that have to be planned again because of it.
-    pub fn plan_one(&mut self, store: &Store, here: &Here, name: &ObjectName) -> (ServicePlan, NameSet) {
+    fn plan_one(&mut self, store: &Store, here: &Here, name: &ObjectName) -> (ServicePlan, NameSet) {
         let mut plan = plan(name, store.service(name), store.slices(name), self.family, here);
         let again = self.claims.settle(&mut plan);
         self.note_flows(&plan);
@@ -175,6 +193,40 @@ impl Ledger {
             false => self.tallies.insert(plan.name.clone(), tally),
         };
         self.total.replace(before.unwrap_or_default(), tally);
+    }
+}
+
+// === impl PlanAll ===
+
+impl PlanAll<'_> {
+    /// Those that have to be planned again, because others gave something up.
+    pub fn again(self) -> NameSet {
+        self.again
+    }
+}
+
+impl Iterator for PlanAll<'_> {
+    type Item = ServicePlan;
+
+    fn next(&mut self) -> Option<ServicePlan> {
+        let Self { ledger, store, .. } = self;
+        let names = self.names.get_or_insert_with(|| {
+            let mut names: Vec<&ObjectName> = store.services_of(ledger.family).collect();
+            names.sort_unstable();
+            ledger.expect(names.len());
+            // Who loses an address by that is among them.
+            ledger.reserve(store, names.iter().copied());
+            names.into_iter()
+        });
+        let name = names.next()?;
+        self.left -= 1;
+        let (plan, again) = ledger.plan_one(store, self.here, name);
+        self.again.extend(again);
+        Some(plan)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
     }
 }
 
