@@ -179,6 +179,7 @@ fn metrics_pass_a_strict_reader() {
         ("kubeproxy_programmed_endpoints", "gauge", 2),
         ("kubeproxy_set_aside_service_ports", "gauge", 2),
         ("kubeproxy_last_change_to_kernel_seconds", "gauge", 2),
+        ("kubeproxy_change_to_kernel_duration_seconds", "histogram", 2),
         ("kubeproxy_service_port_packets_total", "counter", 2 * PORTS),
         ("kubeproxy_service_port_bytes_total", "counter", 2 * PORTS),
     ] {

@@ -148,18 +148,21 @@ fn starts(page: &mut String, subjects: &[Subject]) {
 fn changes(page: &mut String, subjects: &[Subject]) {
     page.push_str(
         "\n## Changes\n\nOne endpoint is replaced: from the moment before the API server encrypts the event until the \
-         kernel's notification of the transaction is read. The budget is 2 ms median, 5 ms p99. Beside p99 stands what \
-         the machine itself adds: p99 and the longest of as many bytes, at the same rate, to a thread on another \
-         processor and back.\n\n\
+         kernel's notification of the transaction is read. Beside p99 stands what the machine itself adds: p99 and the \
+         longest of as many bytes, at the same rate, to a thread on another processor and back; and the proxy's part, \
+         by its own histogram: from having read the event to the kernel's acknowledgement, which 99 % did within so \
+         much. The budget is 2 ms for the median of the whole, and 5 ms for p99 of the proxy's part, or of the whole \
+         where a proxy does not tell. Meanwhile something of the least priority keeps the processors from falling \
+         asleep: a virtual one may take milliseconds to wake.\n\n\
          ![change](change.svg)\n\n\
-         | Services | proxy | a second | median | p99 | the machine itself | overtaken | CPU a change | messages | \
-         bytes |\n|---|---|---|---|---|---|---|---|---|---|\n",
+         | Services | proxy | a second | median | p99 | the machine itself | proxy's part, p99 | overtaken | CPU a \
+         change | messages | bytes |\n|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     each(subjects, |subject, services, outcome| {
         for (index, changes) in outcome.changes.iter().enumerate() {
             if changes.latencies.is_empty() {
                 let (name, rate, overtaken) = (&subject.name, changes.rate, changes.overtaken);
-                let _ = writeln!(page, "| {services} | {name} | {rate} | – | – | – | {overtaken} | – | – | – |");
+                let _ = writeln!(page, "| {services} | {name} | {rate} | – | – | – | – | {overtaken} | – | – | – |");
                 continue;
             }
             let machine = [0.99, 1.0].map(|share| quantile(&changes.machine, share));
@@ -167,13 +170,14 @@ fn changes(page: &mut String, subjects: &[Subject]) {
             let of = |outcome: &Outcome| outcome.changes.get(index).map_or(f64::NAN, |changes| changes.quantile(0.5));
             let _ = writeln!(
                 page,
-                "| {services} | {} | {} | {middle:.2} ms{} | {high:.2} ms{} | {:.2}, {:.2} ms | {} | {:.2} ms | {} | {} |",
+                "| {services} | {} | {} | {middle:.2} ms{} | {high:.2} ms | {:.2}, {:.2} ms | {}{} | {} | {:.2} ms | {} | {} |",
                 subject.name,
                 changes.rate,
                 ratio(subjects, subject, services, middle, of),
-                if middle <= 2.0 && high <= 5.0 { "" } else { " **missed**" },
                 machine[0],
                 machine[1],
+                changes.acknowledged.map_or("–".to_owned(), |bound| format!("≤ {bound} ms")),
+                if middle <= 2.0 && changes.acknowledged.unwrap_or(high) <= 5.0 { "" } else { " **missed**" },
                 changes.overtaken,
                 changes.cpu,
                 changes.messages,

@@ -202,8 +202,8 @@ fn restore(tool: &str, text: &Path) -> io::Result<Duration> {
 /// A table for the terminal.
 pub fn page(outcomes: &[(String, Job, Outcome)]) -> String {
     let mut out = String::from(
-        "| iptables | Services | proxy | start → all rules | its first sync | the tool alone | change, median | longest \
-         | nat rules | memory, peak |\n|---|---|---|---|---|---|---|---|---|---|\n",
+        "| iptables | Services | proxy | start → all rules | its first sync | the tool alone | of that, in turns \
+         | change, median | longest | nat rules | memory, peak |\n|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     for (name, job, outcome) in outcomes {
         let seconds = |values: &[f64]| {
@@ -219,12 +219,13 @@ pub fn page(outcomes: &[(String, Job, Outcome)]) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(
             out,
-            "| {} | {} | {name} | {} | {} | {} | {} | {} | {} | {:.1} MB, {:.1} MB |",
+            "| {} | {} | {name} | {} | {} | {} | {} | {} | {} | {} | {:.1} MB, {:.1} MB |",
             job.variant,
             job.services,
             seconds(&outcome.start),
             seconds(&outcome.full_sync),
             seconds(&outcome.alone),
+            in_turns(outcome),
             milliseconds(outcome.changes.get(outcome.changes.len() / 2)),
             milliseconds(outcome.changes.last()),
             outcome.rules,
@@ -233,6 +234,14 @@ pub fn page(outcomes: &[(String, Job, Outcome)]) -> String {
         );
     }
     out
+}
+
+/// What a first sync took of the time that the tools needed right after it, in the median: the machine's slow moments meet
+/// both.
+fn in_turns(outcome: &Outcome) -> String {
+    let pairs = outcome.full_sync.iter().zip(&outcome.alone);
+    let ratios: Vec<f64> = pairs.map(|(sync, alone)| sync / alone).collect();
+    if ratios.is_empty() { String::new() } else { format!("{:.2} ×", median(&ratios)) }
 }
 
 // === impl Stamp ===

@@ -295,9 +295,11 @@ impl Agent {
 // === impl Runner ===
 
 impl Runner {
-    /// When the next sync may run, as of `now`; `None` when there is nothing to do.
+    /// When the next sync may run, as of `now`, and changes not before a moment; `None` when there is nothing to do.
     fn due(&self, now: Instant, not_before: Option<Instant>) -> Option<Instant> {
-        let wanted = not_before.map_or(now, |moment| moment.max(now));
-        self.proxy.borrow().is_pending().then(|| self.pace.due(wanted))
+        let proxy = self.proxy.borrow();
+        // Where there are no rules, those of an unfinished list are better than none.
+        let wanted = not_before.filter(|_| proxy.is_loaded()).map_or(now, |moment| moment.max(now));
+        proxy.is_pending().then(|| self.pace.due(wanted))
     }
 }

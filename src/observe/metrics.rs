@@ -16,6 +16,8 @@ use crate::model;
 const SYNC: [f64; 15] = doubling();
 /// 0.25 to 300 seconds.
 const PROGRAMMING: [f64; 80] = programming();
+/// Seconds from a change to the kernel.
+const CHANGE: [f64; 15] = [0.000_25, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
 /// Seconds a request to the API server takes.
 const REQUEST: [f64; 12] = [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0];
 /// Bytes of such a request, or of the answer.
@@ -88,6 +90,7 @@ pub struct Metrics {
     /// Ours: Service ports that could not be programmed; label family.
     pub set_aside: Family<Gauge>,
     last_change: Family<Gauge>,
+    change_duration: Family<Histogram>,
 }
 
 const fn doubling() -> [f64; 15] {
@@ -287,6 +290,12 @@ impl Metrics {
                 "Time from the arrival of the last change to its acknowledgement by the kernel",
                 IP_FAMILY,
             ),
+            change_duration: Family::new(
+                "kubeproxy_change_to_kernel_duration_seconds",
+                "Time from the arrival of a change to its acknowledgement by the kernel",
+                IP_FAMILY,
+                || Histogram::new(&CHANGE),
+            ),
         }
     }
 
@@ -314,9 +323,10 @@ impl Metrics {
         self.programming_duration.with(&[family.as_str()]).observe(ago.as_secs_f64());
     }
 
-    /// The last change of a sync that succeeded had come in `ago`.
+    /// The first change of a sync that succeeded had come in `ago`.
     pub fn changed(&self, family: model::Family, ago: Duration) {
         self.last_change.with(&[family.as_str()]).set(ago.as_secs_f64());
+        self.change_duration.with(&[family.as_str()]).observe(ago.as_secs_f64());
     }
 
     /// A sweep for stale connection tracking entries ended.
@@ -386,6 +396,7 @@ impl Metrics {
             &self.partial_sync_duration,
             &self.programming_duration,
             &self.conntrack_duration,
+            &self.change_duration,
         ] {
             family.write(out);
         }
