@@ -540,10 +540,12 @@ fn a_family_that_cannot_be_programmed_does_not_hold_up_the_other() {
         until("it is measured", || {
             metric("kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv4\"} 1")
         });
-        assert!(
-            metric("kubeproxy_sync_proxy_rules_endpoint_changes_pending 2"),
-            "the other family waits for all of them"
-        );
+        assert!(metric("kubeproxy_sync_proxy_rules_endpoint_changes_pending 0"), "the other family has none of them");
+        let mut other = slice(&["fd00::2"]);
+        other["metadata"]["name"] = json!("web-6");
+        other["addressType"] = json!("IPv6");
+        server.put(other);
+        until("it waits for its own", || metric("kubeproxy_sync_proxy_rules_endpoint_changes_pending 1"));
         let mut buffer = [0; 4096];
         let mut hear = || {
             let length = systemd.recv(&mut buffer).expect("systemd hears of what serves");
@@ -708,7 +710,36 @@ fn a_node_that_cannot_serve_is_told_so() {
         let (code, said) = outcome(&["--config", &config, "--hostname-override", NODE]);
         assert_eq!(code, 1, "{said}");
         assert!(said.contains("no support for primary IP family \"IPv6\""), "{said}");
+
+        let config = configure(&folder, &server, "mode: nftables");
+        let text = fs::read_to_string(&config).unwrap().replace("10.244.0.0/16", "fd00:10:244::/64");
+        fs::write(&config, text).unwrap();
+        for more in [&[][..], &["--init-only"]] {
+            let (code, said) = outcome(&[&["--config", &config, "--hostname-override", NODE], more].concat());
+            assert_eq!(code, 1, "{said}");
+            assert!(said.contains("kube-proxy configuration is incorrect"), "{said}");
+        }
         assert_eq!(run("nft list ruleset"), "");
+    });
+}
+
+/// Contract 13 and 14.3.
+#[test]
+fn the_beginning_counts_as_a_sync_that_was_asked_for_and_done() {
+    isolated("the_beginning_counts_as_a_sync_that_was_asked_for_and_done", || {
+        let server = cluster();
+        server.hold_back_ends(&["EndpointSlice"]);
+        let _agent = Agent::start(&server, "mode: nftables");
+        until("both families are told of", || {
+            let health = ask("127.0.0.1", 10256, "/healthz").unwrap_or_default();
+            health.contains("\"IPv4\":{\"lastUpdated\":") && health.contains("\"IPv6\":{\"lastUpdated\":")
+        });
+        let metrics = get(10249, "/metrics");
+        for family in ["IPv4", "IPv6"] {
+            let series = "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family=\"";
+            assert!(metrics.contains(&format!("{series}{family}\"}} 1.")), "{metrics}");
+        }
+        assert_eq!(destinations(), "", "nothing is programmed before all is known");
     });
 }
 

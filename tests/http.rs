@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -95,6 +95,23 @@ fn a_connection_serves_many_requests_and_a_body_does_no_harm() {
         let mut all = String::new();
         stream.read_to_string(&mut all).await.unwrap();
         assert!(all.contains("POST /one") && all.ends_with("GET /two"), "{all}");
+    });
+}
+
+#[test]
+fn who_has_asked_may_close_that_half() {
+    together(|executor| async move {
+        let listener = tcp("127.0.0.1:0".parse().unwrap(), Unspecified::BothFamilies).unwrap();
+        let address = listener.local_addr().unwrap();
+        let handler: Handler =
+            Rc::new(|_| text(StatusCode::OK, Body::Pieces(Box::new((0..3).map(|number| number.to_string())))));
+        let _server = executor.spawn(serve(listener, handler));
+        let mut stream = connect(address).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
+        shutdown(stream.get_ref().as_raw_fd(), Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("\r\n\r\n012"), "{answer:?}");
     });
 }
 

@@ -103,8 +103,8 @@ fn filled() -> Metrics {
     for family in Family::ALL {
         let name = family.as_str();
         metrics.queued(family, 1.5);
-        metrics.synced(family, Sync::Full, Duration::from_millis(2), true, 2.5);
-        metrics.synced(family, Sync::Partial, Duration::from_secs(100), false, 3.5);
+        metrics.synced(family, Some(Sync::Full), Duration::from_millis(2), true, 2.5);
+        metrics.synced(family, Some(Sync::Partial), Duration::from_secs(100), false, 3.5);
         metrics.programmed(family, Duration::from_millis(700));
         metrics.changed(family, Duration::from_micros(1500));
         metrics.swept(family, Duration::from_millis(1), 3);

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kube_proxy::model::{Event, Kind};
 use kube_proxy::source::{Access, Client, Exchange, Limits, Manifests, Notice, Outcome, Regarding, Source};
@@ -206,6 +206,24 @@ fn a_server_without_streaming_lists_is_read_page_by_page() {
 }
 
 #[test]
+fn a_list_whose_pages_expire_is_read_at_once() {
+    let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
+    server.streaming(false);
+    server.expire_pages();
+    populate(&server);
+    let mut follower = Follower::api(&usual(&server, &folder), limits());
+    follower.until_listed();
+    assert!(["a", "b", "c"].iter().all(|name| follower.seen.has(&format!("Service default/{name}"))));
+    server.put(service("d", "10.96.0.4"));
+    follower.until("a change after the list", |seen| seen.has("Service default/d"));
+
+    let requests = server.requests();
+    let lists = requests.iter().filter(|r| r.path.starts_with("/api/v1/services") && !r.path.contains("watch=true"));
+    let asked: Vec<_> = lists.map(|r| (r.path.contains("limit="), r.path.contains("continue="), r.answer)).collect();
+    assert_eq!(asked, [(true, false, 200), (true, true, 410), (false, false, 200)]);
+}
+
+#[test]
 fn lists_are_not_streamed_where_that_is_not_wanted() {
     let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
     populate(&server);
@@ -394,6 +412,30 @@ fn refusals_are_outlived() {
         follower.until("a change after refused watches", |seen| seen.has("Service default/d"));
         assert_eq!(lists_and_watches(&server).0, lists, "a refused watch is resumed, not listed again: {code}");
     }
+}
+
+#[test]
+fn a_quiet_watch_that_lasted_ends_the_trouble_before_it() {
+    let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
+    populate(&server);
+    // Whoever is refused often waits longer than this test, but for what the server says: that it need not wait.
+    let patient = Limits { retry: (Duration::from_millis(20), Duration::from_secs(3600)), ..limits() };
+    let mut follower = Follower::api(&usual(&server, &folder), patient);
+    follower.until_listed();
+    server.refuse(80, 503, Some(0));
+    server.end_watches();
+    follower.until("all watches are resumed", |_| {
+        let requests = server.requests();
+        requests.iter().filter(|r| r.path.contains("&resourceVersion=1") && r.answer == 200).count() == 4
+    });
+    let began = Instant::now();
+    follower.until("they lasted", |_| began.elapsed() > Duration::from_secs(2));
+
+    server.refuse(4, 503, None);
+    server.end_watches();
+    server.put(service("d", "10.96.0.4"));
+    follower.until("a change after another refusal", |seen| seen.has("Service default/d"));
+    assert_eq!(lists_and_watches(&server).0, 1);
 }
 
 #[test]

@@ -208,7 +208,7 @@ impl Proxy {
             self.set_aside.insert(port, reason);
         }
         self.refusals += report.refusals;
-        self.outgrown = report.outgrown;
+        self.outgrown |= report.outgrown;
         self.tables = report.tables;
         self.in_kernel = report.in_kernel.map(|took| took + self.in_kernel.unwrap_or_default());
         report.changes

@@ -30,7 +30,7 @@ use smol::stream::StreamExt;
 
 use crate::config::{Config, DetectLocal, Mode};
 use crate::kernel::links;
-use crate::model::{Dirty, Event, Store};
+use crate::model::{Event, Store};
 use facts::NodeAddresses;
 use family::Proxy;
 use pace::Pace;
@@ -94,6 +94,7 @@ struct Agent {
 impl Agent {
     /// Turns until told to stop.
     async fn run(mut self) -> Stop {
+        self.watchers.begun(&self.runners);
         // What came in before the loop turned is part of the first sync, not news after it.
         if let Some(stop) = self.look_at_changes() {
             return stop;
@@ -165,18 +166,20 @@ impl Agent {
         if !self.store.is_dirty() {
             return None;
         }
-        let Dirty { services, node, service_cidrs, triggers, events } = self.store.take_dirty();
-        if node && let Some(stop) = self.look_at_node() {
+        let dirty = self.store.take_dirty();
+        if dirty.node
+            && let Some(stop) = self.look_at_node()
+        {
             return Some(stop);
         }
-        if service_cidrs {
+        if dirty.service_cidrs {
             self.refresh_facts();
         }
         for runner in &self.runners {
-            runner.proxy.borrow_mut().touch(&services);
+            runner.proxy.borrow_mut().touch(&dirty.services);
         }
-        if !services.is_empty() {
-            self.watchers.changed(&self.runners, &triggers, events, self.store.is_complete());
+        if !dirty.services.is_empty() {
+            self.watchers.changed(&self.runners, &dirty, self.store.is_complete());
         }
         None
     }

@@ -66,6 +66,9 @@ pub fn init_only(options: &Options, loaded: &Loaded) -> Result<(), String> {
         apply_conntrack(&setup.config)?;
         let families = modes::families(setup.config.mode)?;
         modes::check_primary(&families, addresses.primary)?;
+        for note in setup.config.check_families(addresses.primary, families.len() > 1, &pod_cidrs)? {
+            log::warn!("{note}");
+        }
         let interfaces = links::addresses().map_err(|error| format!("cannot read the node's addresses: {error}"))?;
         for family in families {
             modes::backend(&setup.config, family)?;

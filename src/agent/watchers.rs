@@ -19,7 +19,7 @@ use super::onlookers::health_addresses;
 use crate::backend::Error;
 use crate::config::Mode;
 use crate::kernel::{conntrack, links};
-use crate::model::{Family, Node};
+use crate::model::{Dirty, Family, Node};
 use crate::observe::health::Health;
 use crate::observe::metrics::{Metrics, Sync};
 use crate::observe::service_health::ServiceHealth;
@@ -88,23 +88,34 @@ pub struct Watchdog {
 // === impl Watchers ===
 
 impl Watchers {
+    /// The loop begins to turn: that counts as a sync that was asked for, and done (contract 13, 14.3).
+    pub fn begun(&self, runners: &[Runner]) {
+        let now = epoch_seconds(SystemTime::now());
+        for runner in runners {
+            let family = runner.proxy.borrow().family();
+            self.metrics.queued(family, now);
+            self.health.synced(family);
+        }
+    }
+
     /// Changes came in; `wanted` tells whether they can be programmed yet.
-    pub fn changed(&mut self, runners: &[Runner], triggers: &[(Family, u64)], events: (u64, u64), wanted: bool) {
+    pub fn changed(&mut self, runners: &[Runner], dirty: &Dirty, wanted: bool) {
         let now = epoch_seconds(SystemTime::now());
         for runner in runners {
             let family = runner.proxy.borrow().family();
             let backlog = &mut self.backlogs[family as usize];
-            let news = triggers.iter().filter(|(of, at)| *of == family && *at > self.born);
+            let news = dirty.triggers.iter().filter(|(of, at)| *of == family && *at > self.born);
             backlog.triggers.extend(news.map(|(_, at)| at));
-            backlog.slices += events.1;
+            let slices = dirty.slice_events[family as usize];
+            backlog.slices += slices;
             backlog.since.get_or_insert_with(Instant::now);
             if wanted {
                 self.metrics.queued(family, now);
             }
-            // Service events are counted once per family (contract 13).
-            self.metrics.service_changes.with(&[]).add(events.0);
+            // Service events are counted once per family, those of slices by their own (contract 13).
+            self.metrics.service_changes.with(&[]).add(dirty.service_events);
+            self.metrics.endpoint_changes.with(&[]).add(slices);
         }
-        self.metrics.endpoint_changes.with(&[]).add(events.1);
         self.tell_pending(runners);
     }
 
@@ -126,7 +137,10 @@ impl Watchers {
         let family = this.family();
         let label = family.as_str();
         self.tell_rules(&mut this, full);
-        self.metrics.synced(family, if full { Sync::Full } else { Sync::Partial }, took, outcome.is_ok(), now);
+        let sync = if full { Sync::Full } else { Sync::Partial };
+        // In IPVS mode they are not told apart (contract 13).
+        let sync = (self.mode != Mode::Ipvs).then_some(sync);
+        self.metrics.synced(family, sync, took, outcome.is_ok(), now);
         let synced = match outcome {
             Ok(synced) => synced,
             Err(error) => {
@@ -210,7 +224,7 @@ impl Watchers {
 
     fn tell_pending(&self, runners: &[Runner]) {
         let services = runners.iter().map(|runner| runner.proxy.borrow().pending()).max().unwrap_or(0);
-        let slices = self.backlogs.iter().map(|backlog| backlog.slices).max().unwrap_or(0);
+        let slices: u64 = self.backlogs.iter().map(|backlog| backlog.slices).sum();
         self.metrics.service_changes_pending.with(&[]).set(services as f64);
         self.metrics.endpoint_changes_pending.with(&[]).set(slices as f64);
     }

@@ -75,6 +75,8 @@ impl Iptables {
             stale.extend(self.leave_out(shape, &mut held, &mut load)?.iter().map(ChainName::to_string));
         }
         self.remove_stale(&held[0], &stale, &mut load);
+        // The tool let go of its lock before it removed these: others may have had their turn.
+        self.watch.changed(stale.is_empty());
         load.report.tables = self.owned.beside(load.written);
         Ok(load.report)
     }

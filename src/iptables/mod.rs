@@ -29,6 +29,7 @@ mod state;
 mod tap;
 mod watch;
 
+use std::collections::HashMap;
 use std::path::Path;
 
 pub use cleanup::cleanup;
@@ -44,8 +45,9 @@ use count::Count;
 use probe::{Question, Variant};
 use restore::{Aside, Owner};
 use shape::Shape;
+use shared::{Shared, Table};
 use state::{Programmed, Script};
-use watch::Watch;
+use watch::{Filled, Watch};
 
 /// With more endpoints than this, further ones get rules without comments (contract 9.6).
 const COMMENTED_ENDPOINTS: usize = 1000;
@@ -87,6 +89,21 @@ fn set_up(shape: &Shape) -> Result<(), Error> {
     })
 }
 
+/// The chains that do not belong to one Service, as far as they have rules.
+fn filled(shape: &Shape, shared: &HashMap<Shared, usize>) -> Vec<Filled> {
+    let fixed = Table::ALL.into_iter().flat_map(|table| shape.fixed(table)).map(|chain| Filled {
+        table: chain.table,
+        chain: chain.name,
+        rules: chain.rules.len(),
+    });
+    let shared = Table::ALL.into_iter().flat_map(|table| shape.shared(table)).map(|chain| Filled {
+        table: chain.table(),
+        chain: chain.name(),
+        rules: shape.head(chain).len() + shape.tail(chain).len() + shared.get(&chain).copied().unwrap_or(0),
+    });
+    fixed.chain(shared).filter(|filled| filled.rules > 0).collect()
+}
+
 /// The iptables rules of one family.
 pub struct Iptables {
     options: Options,
@@ -96,6 +113,8 @@ pub struct Iptables {
     knows_counters: Question,
     shape: Option<Shape>,
     services: NameMap<Programmed>,
+    /// How many rules Services have in each shared chain.
+    shared: HashMap<Shared, usize>,
     endpoints: usize,
     /// How many rules are ours.
     owned: Count,
@@ -117,6 +136,7 @@ impl Iptables {
             knows_counters: tools.ask_for_match("nfacct"),
             shape: None,
             services: NameMap::default(),
+            shared: HashMap::default(),
             endpoints: 0,
             owned: Count::default(),
         })
@@ -131,12 +151,14 @@ impl Iptables {
         let old = self.services.remove(name).unwrap_or_default();
         self.endpoints -= old.endpoints;
         self.owned -= old.count();
+        old.shared.chains().for_each(|shared| *self.shared.entry(shared).or_default() -= 1);
         old
     }
 
     fn keep(&mut self, name: &ObjectName, programmed: Programmed) {
         self.endpoints += programmed.endpoints;
         self.owned += programmed.count();
+        programmed.shared.chains().for_each(|shared| *self.shared.entry(shared).or_default() += 1);
         if !programmed.chains.is_empty() || !programmed.shared.is_empty() {
             self.services.insert(name.clone(), programmed);
         }
@@ -164,10 +186,10 @@ impl Backend for Iptables {
         let shape = Shape::new(facts, self.options, self.counters(), crowd);
         self.shape = None;
         self.services.clear();
+        self.shared.clear();
         (self.endpoints, self.owned) = (0, Count::fixed(&shape));
         set_up(&shape)?;
         let report = self.load(&shape, services)?;
-        self.watch.changed(true);
         self.shape = Some(shape);
         Ok(report)
     }
@@ -194,12 +216,14 @@ impl Backend for Iptables {
     }
 
     fn intact(&mut self) -> bool {
-        self.watch.intact(self.tools)
+        let (shape, shared) = (&self.shape, &self.shared);
+        self.watch.intact(self.tools, || shape.iter().flat_map(|shape| filled(shape, shared)).collect())
     }
 
     fn cleanup(&mut self) -> Result<(), Error> {
         self.shape = None;
         self.services.clear();
+        self.shared.clear();
         (self.endpoints, self.owned) = (0, Count::default());
         cleanup(self.tools.family())
     }

@@ -51,6 +51,11 @@ impl Packed {
         rules
     }
 
+    /// The chain of each, in order.
+    pub fn chains(&self) -> impl Iterator<Item = Shared> {
+        self.parts().map(|(shared, ..)| shared)
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -59,13 +64,13 @@ impl Packed {
     /// How many there are.
     pub fn count(&self) -> Count {
         let mut count = Count::default();
-        self.parts().for_each(|(shared, ..)| *count.of(shared.table()) += 1);
+        self.chains().for_each(|shared| *count.of(shared.table()) += 1);
         count
     }
 
     /// Whether any is in this table.
     pub fn has(&self, table: Table) -> bool {
-        self.parts().any(|(shared, ..)| shared.table() == table)
+        self.chains().any(|shared| shared.table() == table)
     }
 
     fn parts(&self) -> impl Iterator<Item = (Shared, usize, &[u8])> {

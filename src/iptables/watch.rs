@@ -3,6 +3,8 @@
 //!
 //! Must not run anything that takes long while nothing changes, nor mend what it finds.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::AddressFamily;
@@ -14,20 +16,31 @@ use crate::model::Family;
 use super::probe::{Tools, Variant};
 use super::shared::{CANARY, Table};
 
-/// What must be there: in a table's chain, a rule that leads to another chain, or any rule.
-const SIGNS: [(Table, &str, &str); 8] = [
+/// What must be there: in a table's chain of the kernel, a rule that leads to one of ours.
+const SIGNS: [(Table, &str, &str); 6] = [
     (Table::Nat, "PREROUTING", "KUBE-SERVICES"),
     (Table::Nat, "OUTPUT", "KUBE-SERVICES"),
     (Table::Nat, "POSTROUTING", "KUBE-POSTROUTING"),
-    (Table::Nat, "KUBE-POSTROUTING", ""),
     (Table::Filter, "INPUT", "KUBE-EXTERNAL-SERVICES"),
     (Table::Filter, "OUTPUT", "KUBE-SERVICES"),
     (Table::Filter, "FORWARD", "KUBE-FORWARD"),
-    (Table::Filter, "KUBE-FORWARD", ""),
 ];
 
-/// How long to wait between looks at tables that only grow: one takes some processes, each of which reads a whole table.
+/// How long to wait between looks at tables that only grow: one reads a whole table with the tool.
 const PAUSE: Duration = Duration::from_secs(5);
+
+/// A chain of so many rules is not read: it is used as often, which the kernel tells at once, though jumps to it count too.
+const LONG: usize = 100;
+
+/// A chain of ours that does not belong to one Service, and how many rules it has.
+pub struct Filled {
+    /// The table it is in.
+    pub table: Table,
+    /// Its name.
+    pub chain: Cow<'static, str>,
+    /// At least so many.
+    pub rules: usize,
+}
 
 /// Looks on while others use iptables too.
 pub struct Watch {
@@ -80,9 +93,10 @@ impl Watch {
         self.known = if was_calm && self.variant == Variant::Legacy { self.stamp() } else { None };
     }
 
-    /// Whether our rules are there, as far as a look can tell. Where a look costs a process, and tables only grew, which
-    /// others make them do all the time, it may be put off for a few seconds.
-    pub fn intact(&mut self, tools: Tools) -> bool {
+    /// Whether our rules are there, as far as a look can tell: the jumps to ours, and as many rules as there should be in
+    /// the chains that `filled` tells of when it is asked. Where a look costs a process, and tables only grew, which others
+    /// make them do all the time, it may be put off for a few seconds.
+    pub fn intact(&mut self, tools: Tools, filled: impl FnOnce() -> Vec<Filled>) -> bool {
         let now = self.stamp();
         if now.is_some() && now == self.known {
             return true;
@@ -91,7 +105,8 @@ impl Watch {
         if only_grew && self.looked.is_some_and(|at| at.elapsed() < PAUSE) {
             return true;
         }
-        let intact = suspects.into_iter().all(|table| self.shows_signs(tools, table));
+        let filled = filled();
+        let intact = suspects.into_iter().all(|table| self.shows_signs(tools, table, &filled));
         self.known = if intact { now } else { None };
         self.looked = intact.then(Instant::now);
         intact
@@ -105,24 +120,37 @@ impl Watch {
         }
     }
 
-    fn shows_signs(&mut self, tools: Tools, table: Table) -> bool {
+    fn shows_signs(&mut self, tools: Tools, table: Table, filled: &[Filled]) -> bool {
         let family = table_family(self.family);
-        let canary = match &mut self.nft {
-            Some(nft) => nft.has_chain(family, table.as_str(), CANARY).unwrap_or(true),
-            None => table != Table::Mangle || self.has_canary(tools),
-        };
-        if !canary {
-            return false;
+        let signs = || SIGNS.into_iter().filter(|(of, ..)| *of == table);
+        let filled = || filled.iter().filter(|filled| filled.table == table);
+        match &mut self.nft {
+            Some(nft) => {
+                nft.has_chain(family, table.as_str(), CANARY).unwrap_or(true)
+                    && signs().all(|(_, from, to)| nft.leads(family, table.as_str(), from, to).unwrap_or(true))
+                    && filled().all(|Filled { chain, rules, .. }| {
+                        let there = match *rules {
+                            ..LONG => nft.rules_of(family, table.as_str(), chain),
+                            _ => nft.uses(family, table.as_str(), chain),
+                        };
+                        there.map_or(true, |there| there >= *rules)
+                    })
+            }
+            None => {
+                let mut canary = table != Table::Mangle;
+                let mut signs: Vec<_> = signs().collect();
+                let mut missing: HashMap<&str, usize> = filled().map(|filled| (&*filled.chain, filled.rules)).collect();
+                let read = tools.save(table, |line| {
+                    canary |= line.strip_prefix(':').is_some_and(|chain| chain.split(' ').next() == Some(CANARY));
+                    let Some(chain) = line.strip_prefix("-A ").and_then(|rule| rule.split(' ').next()) else { return };
+                    if let Some(missing) = missing.get_mut(chain) {
+                        *missing = missing.saturating_sub(1);
+                    }
+                    signs.retain(|(_, from, to)| *from != chain || !leads(line, to));
+                });
+                read.is_err() || canary && signs.is_empty() && missing.values().all(|rules| *rules == 0)
+            }
         }
-        SIGNS.into_iter().filter(|(of, ..)| *of == table).all(|(_, chain, to)| match &mut self.nft {
-            Some(nft) => nft.leads(family, table.as_str(), chain, to).unwrap_or(true),
-            None => match tools.chain(table, chain) {
-                Ok(Some(rules)) => rules.lines().any(|rule| rule.starts_with("-A ") && leads(rule, to)),
-                Ok(None) => false,
-                // It had no chance to look.
-                Err(_) => true,
-            },
-        })
     }
 
     fn stamp(&mut self) -> Option<Stamp> {
@@ -147,7 +175,7 @@ fn suspects(known: Option<Stamp>, now: Option<Stamp>) -> (Vec<Table>, bool) {
 }
 
 fn leads(rule: &str, to: &str) -> bool {
-    to.is_empty() || rule.rsplit_once(" -j ").is_some_and(|(_, target)| target == to)
+    rule.rsplit_once(" -j ").is_some_and(|(_, target)| target == to)
 }
 
 /// The family as sockets have it.

@@ -33,8 +33,10 @@ pub struct Dirty {
     pub service_cidrs: bool,
     /// When the changes of slices happened: nanoseconds since the epoch, and the slice's family.
     pub triggers: Vec<(Family, u64)>,
-    /// Service events and slice events that changed something.
-    pub events: (u64, u64),
+    /// Events of Services that changed something.
+    pub service_events: u64,
+    /// Events of slices that changed something, by family.
+    pub slice_events: [u64; 2],
 }
 
 struct NamedSlice {
@@ -204,7 +206,7 @@ impl Store {
             (None, None) => false,
         };
         if changed {
-            self.dirty.events.0 += 1;
+            self.dirty.service_events += 1;
             self.dirty.services.insert(name);
         }
     }
@@ -214,6 +216,7 @@ impl Store {
             self.drop_slice(&name);
         }
         let round = self.round(Kind::EndpointSlice);
+        let family = slice.family;
         let service = self.services.get_key_value(&slice.service).map_or(&slice.service, |(known, _)| known).clone();
         // One name for all who mention the Service, whichever of its objects came first.
         slice.service = service.clone();
@@ -234,19 +237,20 @@ impl Store {
                 self.owners.insert(name, service.clone());
             }
         }
-        self.dirty.events.1 += 1;
+        self.dirty.slice_events[family as usize] += 1;
         self.dirty.services.insert(service);
     }
 
     fn drop_slice(&mut self, name: &ObjectName) {
         let Some(service) = self.owners.remove(name) else { return };
         if let Some(siblings) = self.slices.get_mut(&service) {
-            siblings.retain(|sibling| sibling.name != *name);
+            for gone in siblings.extract_if(.., |sibling| sibling.name == *name) {
+                self.dirty.slice_events[gone.kept.object.family as usize] += 1;
+            }
             if siblings.is_empty() {
                 self.slices.remove(&service);
             }
         }
-        self.dirty.events.1 += 1;
         self.dirty.services.insert(service);
     }
 }

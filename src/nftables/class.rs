@@ -131,15 +131,33 @@ impl Classes {
             known.used = true;
             return Some(known.index);
         }
-        let index = self.highest + 1;
-        if index > MAX_CLASSES {
+        let Some(index) = self.free_index() else {
             self.full = true;
             return None;
-        }
-        self.highest = index;
+        };
+        self.highest = self.highest.max(index);
         self.known.insert(class, Known { index, used: true });
         self.fresh.push((index, class));
         Some(index)
+    }
+
+    /// The next above the highest, and the lowest gap when there is none above. A class is known, and so has its index,
+    /// until the kernel has forgotten it.
+    fn free_index(&self) -> Option<u32> {
+        if self.highest < MAX_CLASSES {
+            return Some(self.highest + 1);
+        }
+        // Asked for by every Service port that finds no room: not worth a search.
+        if self.has_no_gap() {
+            return None;
+        }
+        let mut taken = [false; MAX_CLASSES as usize + 1];
+        self.known.values().for_each(|known| taken[known.index as usize] = true);
+        (NO_CLASS + 1..=MAX_CLASSES).find(|&index| !taken[index as usize])
+    }
+
+    fn has_no_gap(&self) -> bool {
+        self.known.len() >= MAX_CLASSES as usize
     }
 
     /// Whether a class found no room: only a full load tells which ones are not used any more.
@@ -176,14 +194,26 @@ impl Classes {
         for (_, class) in self.fresh.drain(..) {
             self.known.remove(&class);
         }
-        self.highest = self.known.values().map(|known| known.index).max().unwrap_or(NO_CLASS);
+        self.note_room();
     }
 
-    /// Forgets the classes that no Service port was given, once all have theirs, and returns them with their indices.
-    pub fn take_unused(&mut self) -> Vec<(u32, Class)> {
-        let unused = self.known.extract_if(|_, known| !known.used).map(|(class, known)| (known.index, class)).collect();
+    /// The classes that no Service port was given, with their indices: final once all ports have theirs.
+    pub fn unused(&self) -> impl Iterator<Item = (u32, Class)> {
+        self.known.iter().filter(|(_, known)| !known.used).map(|(class, known)| (known.index, *class))
+    }
+
+    /// Forgets the [`Classes::unused`] ones, once the kernel has: their indices are free. Returns whether any were.
+    pub fn forget_unused(&mut self) -> bool {
+        let before = self.known.len();
+        self.known.retain(|_, known| known.used);
+        self.note_room();
+        self.known.len() < before
+    }
+
+    /// After classes were forgotten.
+    fn note_room(&mut self) {
         self.highest = self.known.values().map(|known| known.index).max().unwrap_or(NO_CLASS);
-        unused
+        self.full &= self.has_no_gap();
     }
 }
 
@@ -231,9 +261,34 @@ mod tests {
         assert_eq!(classes.index(class(0)), None);
         assert!(classes.is_full());
         assert_eq!(classes.index(class(7)), Some(7));
-        let unused = classes.take_unused();
-        assert_eq!(unused.len(), MAX_CLASSES as usize - 1);
-        assert!(unused.iter().all(|(index, class)| *index == class.size && class.size != 7));
+        assert_eq!(classes.unused().count(), MAX_CLASSES as usize - 1);
+        assert!(classes.unused().all(|(index, class)| index == class.size && class.size != 7));
+        assert_eq!(classes.index(class(0)), None, "the kernel still has them");
+        assert!(classes.forget_unused());
+        assert!(!classes.is_full());
         assert_eq!(classes.index(class(0)), Some(8));
+        assert!(!classes.forget_unused(), "all are used");
+    }
+
+    #[test]
+    fn gaps_are_filled_when_the_top_is_reached() {
+        let mut classes = Classes::default();
+        let class = |size| Class { local: false, size, affinity: None };
+        assert!([2, MAX_CLASSES].into_iter().all(|index| classes.adopt(index << NUMBER_BITS, class(index))));
+        assert_eq!(classes.index(class(MAX_CLASSES)), Some(MAX_CLASSES));
+        assert_eq!(classes.index(class(5000)), Some(1));
+        assert_eq!(classes.index(class(5001)), Some(3), "neither one that the kernel has nor one that it is to get");
+        classes.withdraw();
+        assert_eq!(classes.index(class(5002)), Some(1), "what was withdrawn leaves its index");
+        classes.settle();
+        assert!(classes.forget_unused());
+        assert_eq!(classes.index(class(5003)), Some(2));
+        (3..MAX_CLASSES).for_each(|index| assert_eq!(classes.index(class(6000 + index)), Some(index)));
+        assert!(!classes.is_full());
+        assert_eq!(classes.index(class(5004)), None);
+        assert!(!classes.forget_unused() && classes.is_full(), "nothing became free");
+        classes.withdraw();
+        assert!(!classes.is_full());
+        assert_eq!(classes.index(class(5004)), Some(2));
     }
 }

@@ -130,7 +130,10 @@ impl Table {
         }
         self.nft.commit(&mut batch)?;
         state.classes.settle();
-        self.remove_unused_classes(&mut state.classes);
+        // Another load finds room for what was set aside. Nothing is unused then if nothing else changes, so that it is
+        // the last one.
+        let full = state.classes.is_full();
+        report.outgrown = self.remove_unused_classes(&mut state.classes) && full;
         self.state = Some(state);
         self.facts = Some(facts.clone());
         self.generation = others;
@@ -175,21 +178,21 @@ impl Table {
     }
 
     /// Removes chains and elements of the classes that no Service has any more. They do no harm where the kernel keeps
-    /// them: somebody else's rule may lead there.
-    fn remove_unused_classes(&mut self, classes: &mut Classes) {
-        let unused = classes.take_unused();
+    /// them: somebody else's rule may lead there. Returns whether that made room.
+    fn remove_unused_classes(&mut self, classes: &mut Classes) -> bool {
         let mut batch = Batch::new(table_family(self.family), TABLE, None);
-        for (index, class) in &unused {
+        for (index, class) in classes.unused() {
             let (key, chain) = ((index << NUMBER_BITS).to_ne_bytes(), class.chain());
             let element = Element { key: &key, end: None, data: Value::None, interval_end: false };
             batch.delete_elements(self.specs[Set::Classes as usize].name, [element]);
             batch.flush_chain(&chain);
             batch.delete_chain(&chain);
         }
-        if let Err(error) = self.nft.commit(&mut batch) {
-            log::debug!("cannot remove chains of table {TABLE} that are not used any more: {error}");
-            for (index, class) in unused {
-                classes.adopt(index << NUMBER_BITS, class);
+        match self.nft.commit(&mut batch) {
+            Ok(()) => classes.forget_unused(),
+            Err(error) => {
+                log::debug!("cannot remove chains of table {TABLE} that are not used any more: {error}");
+                false
             }
         }
     }

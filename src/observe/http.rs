@@ -115,6 +115,8 @@ async fn answer(stream: Async<TcpStream>, handler: Handler) {
     let _ = http1::Builder::new()
         .timer(SmolTimer::new())
         .header_read_timeout(PATIENCE)
+        // Who has asked may close that half.
+        .half_close(true)
         .serve_connection(FuturesIo::new(stream), service)
         .await;
 }

@@ -304,15 +304,15 @@ impl Metrics {
         self.last_queued.with(&[family.as_str()]).set(now);
     }
 
-    /// A sync ended that began `took` ago; `now` in seconds since the epoch.
-    pub fn synced(&self, family: model::Family, sync: Sync, took: Duration, succeeded: bool, now: f64) {
+    /// A sync ended that began `took` ago; `now` in seconds since the epoch. `sync` is `None` where the mode does not tell.
+    pub fn synced(&self, family: model::Family, sync: Option<Sync>, took: Duration, succeeded: bool, now: f64) {
         let labels = &[family.as_str()];
         self.sync_duration.with(labels).observe(took.as_secs_f64());
-        let durations = match sync {
+        let durations = sync.map(|sync| match sync {
             Sync::Full => &self.full_sync_duration,
             Sync::Partial => &self.partial_sync_duration,
-        };
-        durations.with(labels).observe(took.as_secs_f64());
+        });
+        durations.into_iter().for_each(|durations| durations.with(labels).observe(took.as_secs_f64()));
         if succeeded {
             self.last_sync.with(labels).set(now);
         }

@@ -130,7 +130,9 @@ impl Default for Limits {
             streaming: true,
             protobuf: true,
             connect: Duration::from_secs(10),
-            answer: Duration::from_secs(30),
+            // Longer than kube-apiserver's own limit of 60 s for a request: a slow one may answer late, and says itself
+            // when it will not.
+            answer: Duration::from_secs(75),
             keep_alive: Duration::from_secs(40),
             watch: Duration::from_secs(300),
             grace: Duration::from_secs(15),
@@ -183,7 +185,7 @@ impl Client {
     /// # Errors
     /// When there is no answer, one that is not 2xx (403: this account may not list them), or one that is no list.
     pub async fn has_any(&self, kind: Kind, node_name: &str) -> Result<bool, Error> {
-        let body = self.get(&Objects::new(kind, node_name).page(1, "")).await?;
+        let body = self.get(&Objects::new(kind, node_name).page(Some(1), "")).await?;
         let list: serde_json::Value = serde_json::from_slice(&body).map_err(|error| self.unreachable(&error))?;
         Ok(list["items"].as_array().is_some_and(|items| !items.is_empty()))
     }

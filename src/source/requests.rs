@@ -58,12 +58,12 @@ impl Objects {
         path(self.request.watch(&self.watch_params(seconds), version))
     }
 
-    /// A page of the list: the first one, or the one that `next` leads to.
-    pub fn page(&self, limit: u32, next: &str) -> String {
+    /// A page of the list: the first one, or the one that `next` leads to. Without a limit it is all of them.
+    pub fn page(&self, limit: Option<u32>, next: &str) -> String {
         let params = ListParams {
             label_selector: self.labels.map(str::to_owned),
             field_selector: self.fields.clone(),
-            limit: Some(limit),
+            limit,
             continue_token: (!next.is_empty()).then(|| next.to_owned()),
             ..ListParams::default()
         };
@@ -104,7 +104,7 @@ mod tests {
             (Kind::ServiceCidr, "/apis/networking.k8s.io/v1/servicecidrs?&limit=500"),
         ] {
             let mut wanted: Vec<_> = expected.split('&').collect();
-            let page = Objects::new(kind, "us.lan").page(500, "");
+            let page = Objects::new(kind, "us.lan").page(Some(500), "");
             let mut got: Vec<_> = page.split('&').collect();
             wanted.sort_unstable();
             got.sort_unstable();
@@ -121,6 +121,7 @@ mod tests {
             assert!(list.split('&').any(|given| given == part), "{list}");
         }
         assert!(list.contains("resourceVersionMatch=NotOlderThan"));
-        assert!(node.page(2, "a/b=").contains("&continue=a%2Fb%3D"));
+        assert!(node.page(Some(2), "a/b=").contains("&continue=a%2Fb%3D"));
+        assert!(!node.page(None, "").contains("limit="));
     }
 }

@@ -76,12 +76,15 @@ impl Watch {
     /// Follows until nobody receives the events any more.
     pub async fn run(mut self) {
         loop {
-            let began = Instant::now();
             let ended = if self.version.is_empty() { self.list_and_follow().await } else { self.follow().await };
             let (what, asked) = match ended {
                 Err(End::Deaf) => return,
-                Ok(()) if began.elapsed() >= SHORTEST => continue,
-                Ok(()) => (None, None),
+                // However quiet it was: it worked.
+                Ok(lasted) if lasted >= SHORTEST => {
+                    self.works();
+                    continue;
+                }
+                Ok(_) => (None, None),
                 Err(End::Failed(error)) => {
                     let asked = match &error {
                         Error::Refused(refusal) => {
@@ -117,7 +120,7 @@ impl Watch {
         }
     }
 
-    async fn list_and_follow(&mut self) -> Result<(), End> {
+    async fn list_and_follow(&mut self) -> Result<Duration, End> {
         if !self.client.limits().streaming {
             self.list().await?;
             return self.follow().await;
@@ -137,7 +140,7 @@ impl Watch {
         }
     }
 
-    async fn follow(&mut self) -> Result<(), End> {
+    async fn follow(&mut self) -> Result<Duration, End> {
         match self.open(false).await {
             Ok((stream, lasts)) => self.read(stream, lasts, false).await,
             Err(Error::Refused(refusal)) => Err(refused(refusal)),
@@ -162,9 +165,10 @@ impl Watch {
         if self.client.limits().protobuf { self.objects.format() } else { Format::Json }
     }
 
-    /// Reads messages until the stream ends. Resource versions count only once the initial list is complete: within it
-    /// they come in no order.
-    async fn read(&mut self, mut stream: Stream, lasts: Duration, mut listing: bool) -> Result<(), End> {
+    /// Reads messages until the stream ends, and says for how long it did, the initial list apart. Resource versions
+    /// count only once that list is complete: within it they come in no order.
+    async fn read(&mut self, mut stream: Stream, lasts: Duration, mut listing: bool) -> Result<Duration, End> {
+        let mut began = Instant::now();
         if listing {
             self.tell(Event::ListStart(self.kind)).await?;
         } else {
@@ -183,6 +187,7 @@ impl Watch {
                     }
                     Ok(Line::Bookmark { version, initial_end: true }) if listing => {
                         listing = false;
+                        began = Instant::now();
                         self.version = version;
                         self.listed().await?;
                         continue;
@@ -206,17 +211,28 @@ impl Watch {
         if listing {
             return Err(End::Failed(stream.fail(format_args!("it broke off in the middle of a list"))));
         }
-        Ok(())
+        Ok(began.elapsed())
     }
 
     async fn list(&mut self) -> Result<(), End> {
         self.tell(Event::ListStart(self.kind)).await?;
         let client = Rc::clone(&self.client);
         let mut session = client.session();
+        let mut limit = Some(client.limits().page);
         let mut next = String::new();
         loop {
-            let path = self.objects.page(self.client.limits().page, &next);
-            let answer = session.get(&path, self.accept()).await.map_err(End::Failed)?;
+            let path = self.objects.page(limit, &next);
+            let answer = match session.get(&path, self.accept()).await {
+                Ok(answer) => answer,
+                // The history that the pages come from is forgotten, perhaps each time: all at once, then.
+                Err(Error::Refused(refusal)) if refusal.code == 410 && !next.is_empty() && limit.is_some() => {
+                    log::debug!("no next page of {:?} ({}): asking for all at once", self.kind, refusal.message);
+                    (limit, next) = (None, String::new());
+                    self.tell(Event::ListStart(self.kind)).await?;
+                    continue;
+                }
+                Err(error) => return Err(End::Failed(error)),
+            };
             let page = self.decoder.page(self.kind, answer.format, &answer.body).map_err(|error| {
                 let (server, kind) = (self.client.server(), self.kind);
                 End::Failed(Error::Unreachable(format!(

@@ -65,7 +65,10 @@ in_both_variants! {
             let before = saved(family);
             for flush in [
                 "-t nat -F", "-t filter -F", "-t nat -F PREROUTING", "-t nat -F KUBE-POSTROUTING",
-                "-t filter -F FORWARD", "-t mangle -X KUBE-PROXY-CANARY",
+                "-t filter -F FORWARD", "-t mangle -X KUBE-PROXY-CANARY", "-t nat -F KUBE-SERVICES",
+                "-t nat -D KUBE-SERVICES 1", "-t nat -F KUBE-NODEPORTS", "-t nat -F KUBE-MARK-MASQ",
+                "-t filter -F KUBE-SERVICES", "-t filter -F KUBE-EXTERNAL-SERVICES",
+                "-t filter -F KUBE-PROXY-FIREWALL", "-t filter -F KUBE-NODEPORTS",
             ] {
                 assert!(live.intact(), "before {flush}");
                 run(&format!("{tool} {flush}"));

@@ -61,6 +61,8 @@ struct State {
     streaming: bool,
     /// Streaming lists are taken on, and then fail.
     streaming_fails: bool,
+    /// Lists cannot be continued: the history that their pages need is always gone.
+    pages_expire: bool,
     /// Kinds whose streaming lists do not end.
     endless: &'static [&'static str],
     /// Raised to end all watches that run.
@@ -111,6 +113,7 @@ impl ApiServer {
             displacing: 410,
             streaming: true,
             streaming_fails: false,
+            pages_expire: false,
             endless: &[],
             generation: 1,
             mute: None,
@@ -194,6 +197,11 @@ impl ApiServer {
     /// for them.
     pub fn fail_streaming(&self) {
         self.state().streaming_fails = true;
+    }
+
+    /// Pages but the first are refused with 410: who asks for them always comes too late.
+    pub fn expire_pages(&self) {
+        self.state().pages_expire = true;
     }
 
     /// Streaming lists of these kinds name all objects, but do not say that these are all.
@@ -433,6 +441,8 @@ fn answer(shared: &Shared, (request, body): &mut (Request, Vec<u8>), wire: &mut 
         Some((status(403, "Forbidden", "forbidden for the test"), None))
     } else if query.contains_key("sendInitialEvents") && !state.streaming {
         Some((status(422, "Invalid", "sendInitialEvents is forbidden"), None))
+    } else if query.contains_key("continue") && state.pages_expire {
+        Some((status(410, "Expired", "the provided continue parameter is too old"), None))
     } else {
         None
     };

@@ -224,6 +224,23 @@ impl Nftables {
         found(self.socket.request(&request, |_| {}))
     }
 
+    /// How much there is that a chain cannot go without: its rules, and what leads to it. 0 if it does not exist.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn uses(&mut self, family: TableFamily, table: &str, chain: &str) -> io::Result<usize> {
+        let mut uses = 0;
+        let mut request = Buffer::new();
+        request.message(subsystem(GETCHAIN), ACK, self.next(), &family.header());
+        request.text(CHAIN_TABLE, table);
+        request.text(CHAIN_NAME, chain);
+        let asked = self.socket.request(&request, |message| {
+            let body = message.payload.get(4..).unwrap_or(&[]);
+            uses = attribute(body, CHAIN_USE).and_then(be32).unwrap_or(0) as usize;
+        });
+        found(asked).map(|_| uses)
+    }
+
     /// The names of a table's chains, and whether each hooks in somewhere.
     ///
     /// # Errors
@@ -271,8 +288,20 @@ impl Nftables {
         found(self.socket.request(&request, |message| read_rule(message).into_iter().for_each(&mut each))).map(drop)
     }
 
-    /// Whether some rule of a chain names another chain; when that is empty, whether there is any rule. A chain that does
-    /// not exist has none.
+    /// How many rules a chain has. One that does not exist has none.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn rules_of(&mut self, family: TableFamily, table: &str, chain: &str) -> io::Result<usize> {
+        let mut rules = 0;
+        let mut request = Buffer::new();
+        request.message(subsystem(GETRULE), DUMP, self.next(), &family.header());
+        request.text(RULE_TABLE, table);
+        request.text(RULE_CHAIN, chain);
+        found(self.socket.request(&request, |_| rules += 1)).map(|_| rules)
+    }
+
+    /// Whether some rule of a chain names another chain. A chain that does not exist has none.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
@@ -284,7 +313,7 @@ impl Nftables {
         request.text(RULE_TABLE, table);
         request.text(RULE_CHAIN, chain);
         let asked = self.socket.request(&request, |message| {
-            leads |= to.is_empty() || message.payload.windows(name.len()).any(|window| window == name.as_bytes());
+            leads |= message.payload.windows(name.len()).any(|window| window == name.as_bytes());
         });
         found(asked).map(|_| leads)
     }

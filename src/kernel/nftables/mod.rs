@@ -26,6 +26,7 @@ const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const TABLE_NAME: u16 = 1;
 const CHAIN_TABLE: u16 = 1;
 const CHAIN_NAME: u16 = 3;
+const CHAIN_USE: u16 = 6;
 const CHAIN_HOOK: u16 = 4;
 const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
