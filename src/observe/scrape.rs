@@ -45,12 +45,24 @@ pub type TrafficSource = Box<dyn Fn() -> Vec<Traffic>>;
 /// Hands name, help and packets of each of the kernel's own counters to the function that it is given.
 pub type CounterSource = Box<dyn Fn(&mut dyn FnMut(&str, &str, u64))>;
 
-/// Families of counters of Service ports: name, help and value.
-const TRAFFIC: [(&str, &str, fn(&Traffic) -> u64); 2] = [
-    ("kubeproxy_service_port_packets_total", "Packets that opened connections to a Service port", |port| port.packets),
-    ("kubeproxy_service_port_bytes_total", "Bytes of the packets that opened connections to a Service port", |port| {
-        port.bytes
-    }),
+/// A family of counters of Service ports.
+struct TrafficFamily {
+    name: &'static str,
+    help: &'static str,
+    value: fn(&Traffic) -> u64,
+}
+
+const TRAFFIC: [TrafficFamily; 2] = [
+    TrafficFamily {
+        name: "kubeproxy_service_port_packets_total",
+        help: "Packets that opened connections to a Service port",
+        value: |port| port.packets,
+    },
+    TrafficFamily {
+        name: "kubeproxy_service_port_bytes_total",
+        help: "Bytes of the packets that opened connections to a Service port",
+        value: |port| port.bytes,
+    },
 ];
 
 // === impl Build ===
@@ -117,7 +129,7 @@ pub(super) fn traffic(ports: Vec<Traffic>) -> impl Iterator<Item = String> {
     const PORTS: usize = 200;
     let pieces = ports.len().div_ceil(PORTS).max(1);
     (0..TRAFFIC.len() * pieces).map(move |number| {
-        let ((name, help, value), piece) = (TRAFFIC[number / pieces], number % pieces);
+        let (TrafficFamily { name, help, value }, piece) = (&TRAFFIC[number / pieces], number % pieces);
         let (mut out, mut labels) = (String::new(), String::new());
         if piece == 0 {
             head(&mut out, name, "counter", help);
