@@ -181,16 +181,22 @@ fn what_is_read_does_not_depend_on_the_format() {
     assert_eq!(seen.len(), 1, "{seen:#?}");
 }
 
-#[test]
-fn a_server_without_streaming_lists_is_read_page_by_page() {
-    let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
-    server.streaming(false);
-    populate(&server);
-    let mut follower = Follower::api(&usual(&server, &folder), limits());
+/// Follows three Services, and a fourth after the list.
+fn follow_pages(server: &ApiServer) {
+    let folder = Folder::new();
+    populate(server);
+    let mut follower = Follower::api(&usual(server, &folder), limits());
     follower.until_listed();
     assert!(["a", "b", "c"].iter().all(|name| follower.seen.has(&format!("Service default/{name}"))));
     server.put(service("d", "10.96.0.4"));
     follower.until("a change after the list", |seen| seen.has("Service default/d"));
+}
+
+#[test]
+fn a_server_without_streaming_lists_is_read_page_by_page() {
+    let server = ApiServer::start("127.0.0.1");
+    server.streaming(false);
+    follow_pages(&server);
 
     let requests = server.requests();
     let pages: Vec<_> =
@@ -207,15 +213,10 @@ fn a_server_without_streaming_lists_is_read_page_by_page() {
 
 #[test]
 fn a_list_whose_pages_expire_is_read_at_once() {
-    let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
+    let server = ApiServer::start("127.0.0.1");
     server.streaming(false);
     server.expire_pages();
-    populate(&server);
-    let mut follower = Follower::api(&usual(&server, &folder), limits());
-    follower.until_listed();
-    assert!(["a", "b", "c"].iter().all(|name| follower.seen.has(&format!("Service default/{name}"))));
-    server.put(service("d", "10.96.0.4"));
-    follower.until("a change after the list", |seen| seen.has("Service default/d"));
+    follow_pages(&server);
 
     let requests = server.requests();
     let lists = requests.iter().filter(|r| r.path.starts_with("/api/v1/services") && !r.path.contains("watch=true"));
