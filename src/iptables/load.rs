@@ -62,7 +62,7 @@ impl Iptables {
             load.fixed(&mut mangle, shape, &Held::default())?;
         }
         let mut sections = [nat, nat_jumps, filter, filter_jumps, mangle];
-        if !self.ended_well(&mut sections) {
+        if !self.ended_well(&mut sections)? {
             // One table may be committed although another one was refused: then its jumps are there.
             for section in [1, 3] {
                 let table = sections[section].table();
@@ -122,7 +122,7 @@ impl Iptables {
             self.keep(&plan.name, programmed);
             if self.sliced(section.lines()) {
                 let slice = std::slice::from_mut(&mut section);
-                if !self.ended_well(slice) {
+                if !self.ended_well(slice)? {
                     self.run(slice, load)?;
                 }
                 section = Section::tapped(Table::Nat, Tap::new(self.tools))?;
@@ -170,8 +170,9 @@ impl Iptables {
     }
 
     /// Ends the text of the sections, which the tool has read meanwhile. Whether it took all of it.
-    fn ended_well(&self, sections: &mut [Section]) -> bool {
-        sections.last_mut().and_then(Section::untap).unwrap_or_else(|| Tap::new(self.tools)).ended_well()
+    fn ended_well(&self, sections: &mut [Section]) -> Result<bool, Error> {
+        let tap = sections.last_mut().map(Section::untap).transpose()?.flatten();
+        Ok(tap.unwrap_or_else(|| Tap::new(self.tools)).ended_well())
     }
 
     fn run(&self, sections: &mut [Section], load: &mut Load) -> Result<(), Error> {
@@ -227,7 +228,7 @@ impl Iptables {
 
 /// The next section of what the tool reads already.
 fn next(table: Table, last: &mut Section) -> Result<Section, Error> {
-    match last.untap() {
+    match last.untap()? {
         Some(tap) => Section::tapped(table, tap),
         None => Section::new(table),
     }

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, Write};
 use std::ops::Range;
+use std::thread;
+use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -17,9 +19,13 @@ use super::probe::Tools;
 use super::shared::Table;
 use super::tap::Tap;
 
-/// Bytes that are collected before they are written: of a change, and of everything.
+/// Bytes that are collected before they are written: of a change, and of everything. These are few, for a tool that reads
+/// along has nothing to do before the first of them.
 const SHORT: usize = 1 << 12;
-const LONG: usize = 1 << 16;
+const LONG: usize = 1 << 14;
+/// How long to look away from a full pipe. Whoever waits for it is woken for each page that is read, which takes time from
+/// the tool.
+const FULL: Duration = Duration::from_millis(1);
 
 /// Number of a Service among those that a script is about.
 pub type Owner = u32;
@@ -59,6 +65,9 @@ pub struct Section {
     /// Services of an additive section that are programmed already.
     landed: Vec<Range<Owner>>,
     tap: Option<Tap>,
+    /// How many bytes the tap has taken, and how many there were when it was asked.
+    passed: u64,
+    offered: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -140,9 +149,8 @@ fn search(
 
 /// One call of the tool.
 fn attempt(tools: Tools, sections: &mut [Section], part: &Part, aside: &Aside) -> Result<Result<(), Culprit>, Error> {
-    let (text, origins) =
-        compose(sections, part, aside).map_err(|error| Error(format!("write rules to memory: {error}")))?;
-    let copy = text.try_clone().map_err(|error| Error(format!("write rules to memory: {error}")))?;
+    let (text, origins) = compose(sections, part, aside).map_err(unwritten)?;
+    let copy = text.try_clone().map_err(unwritten)?;
     let Err(refusal) = tools.restore(text) else { return Ok(Ok(())) };
     if refusal.busy {
         return Err(Error(format!("program rules: {}", refusal.message)));
@@ -198,6 +206,10 @@ fn compose(sections: &mut [Section], part: &Part, aside: &Aside) -> io::Result<(
     Ok((text, origins))
 }
 
+fn unwritten(error: io::Error) -> Error {
+    Error(format!("write rules to memory: {error}"))
+}
+
 fn memory() -> io::Result<File> {
     Ok(memfd_create("rules", MFdFlags::MFD_CLOEXEC)?.into())
 }
@@ -237,12 +249,32 @@ impl Section {
             additive: false,
             landed: Vec::new(),
             tap: None,
+            passed: 0,
+            offered: 0,
         })
     }
 
-    /// Gives the tap back: for the next section, or to be finished.
-    pub fn untap(&mut self) -> Option<Tap> {
-        self.tap.take()
+    /// Gives the tap back, when it has taken all lines: for the next section, or to be finished.
+    pub fn untap(&mut self) -> Result<Option<Tap>, Error> {
+        loop {
+            self.offer()?;
+            if self.tap.is_none() || self.passed == self.bytes {
+                return Ok(self.tap.take());
+            }
+            thread::sleep(FULL);
+        }
+    }
+
+    /// Offers the tap what it does not have.
+    fn offer(&mut self) -> Result<(), Error> {
+        self.offered = self.bytes;
+        if let Some(tap) = &mut self.tap
+            && self.passed < self.bytes
+        {
+            self.text.flush().map_err(unwritten)?;
+            self.passed = tap.pass(self.table, self.text.get_ref(), self.passed..self.bytes);
+        }
+        Ok(())
     }
 
     /// The table whose rules it has.
@@ -262,13 +294,11 @@ impl Section {
 
     /// Adds lines, each with its newline.
     pub fn add(&mut self, lines: &str) -> Result<(), Error> {
-        self.text.write_all(lines.as_bytes()).map_err(|error| Error(format!("write rules to memory: {error}")))?;
+        self.text.write_all(lines.as_bytes()).map_err(unwritten)?;
         self.lines += memchr::memchr_iter(b'\n', lines.as_bytes()).count();
         self.bytes += lines.len() as u64;
-        if let Some(tap) = &mut self.tap {
-            tap.write(self.table, lines);
-        }
-        Ok(())
+        // The first at once: the tool starts with it, and reads the table that it is about.
+        if self.offered == 0 || self.bytes - self.offered >= LONG as u64 { self.offer() } else { Ok(()) }
     }
 
     /// How many lines it has.

@@ -3,14 +3,16 @@
 //!
 //! Must not judge what the tool says: whoever hears of a refusal runs the text once more, to learn whose it was.
 
-use std::io::{BufWriter, Write};
+use std::fs::File;
+use std::io::{self, Write};
+use std::ops::Range;
 use std::process::{Child, ChildStdin};
+
+use nix::errno::Errno;
+use nix::fcntl::{SpliceFFlags, splice};
 
 use super::probe::Tools;
 use super::shared::Table;
-
-/// Bytes that are collected before they are written: few, for the tool has nothing to do before the first of them.
-const PIECE: usize = 1 << 14;
 
 /// The tool starts with the first line.
 pub struct Tap {
@@ -21,7 +23,7 @@ pub struct Tap {
 
 struct Running {
     tool: Child,
-    text: BufWriter<ChildStdin>,
+    text: ChildStdin,
     table: Table,
 }
 
@@ -33,46 +35,49 @@ impl Tap {
         Self { tools, running: None, failed: false }
     }
 
-    /// Gives lines for a table to the tool. One that does not want to read on has refused something: what, is found out
-    /// later.
-    pub fn write(&mut self, table: Table, lines: &str) {
-        if !lines.is_empty() {
-            self.failed |= self.open(table).is_some_and(|text| text.write_all(lines.as_bytes()).is_err());
-        }
+    /// Gives lines for a table to the tool: these bytes of a file in memory, whose pages it gets to read, as far as its pipe
+    /// has room. Returns up to where. A tool that does not want to read on has refused something: what, is found out
+    /// later, and nothing is left to be passed.
+    pub fn pass(&mut self, table: Table, file: &File, bytes: Range<u64>) -> u64 {
+        let passed = if self.failed { Ok(bytes.end) } else { self.try_pass(table, file, bytes.clone()) };
+        self.failed |= passed.is_err();
+        passed.unwrap_or(bytes.end)
     }
 
-    fn open(&mut self, table: Table) -> Option<&mut dyn Write> {
-        if self.failed {
-            return None;
-        }
-        let begun = match &mut self.running {
-            Some(running) if running.table == table => Ok(()),
+    fn try_pass(&mut self, table: Table, file: &File, bytes: Range<u64>) -> io::Result<u64> {
+        let text = match &mut self.running {
             Some(running) => {
-                running.table = table;
-                write!(running.text, "COMMIT\n*{}\n", table.as_str())
+                if running.table != table {
+                    running.table = table;
+                    write!(running.text, "COMMIT\n*{}\n", table.as_str())?;
+                }
+                &mut running.text
             }
-            None => self.tools.reader().and_then(|(tool, stdin)| {
-                let mut text = BufWriter::with_capacity(PIECE, stdin);
-                // At once, for the tool reads the table when it is named.
-                let begun = writeln!(text, "*{}", table.as_str()).and_then(|()| text.flush());
-                self.running = Some(Running { tool, text, table });
-                begun
-            }),
+            None => {
+                let (tool, text) = self.tools.reader()?;
+                let Running { text, .. } = self.running.insert(Running { tool, text, table });
+                writeln!(text, "*{}", table.as_str())?;
+                text
+            }
         };
-        self.failed = begun.is_err();
-        match &mut self.running {
-            Some(running) if !self.failed => Some(&mut running.text),
-            _ => None,
+        let mut at = bytes.start.cast_signed();
+        while at.cast_unsigned() < bytes.end {
+            let left = (bytes.end - at.cast_unsigned()) as usize;
+            match splice(file, Some(&mut at), &*text, None, left, SpliceFFlags::SPLICE_F_NONBLOCK) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) => {}
+                Err(Errno::EAGAIN) => break,
+                Err(error) => return Err(error.into()),
+            }
         }
+        Ok(at.cast_unsigned())
     }
 
     /// Ends the text and waits. Whether the tool took all of it, or had nothing to take.
     pub fn ended_well(mut self) -> bool {
         let Some(Running { mut tool, mut text, .. }) = self.running.take() else { return !self.failed };
-        let written = text.write_all(b"COMMIT\n").and_then(|()| text.flush());
-        // What could not be written before cannot be written now.
-        let (stdin, _rest) = text.into_parts();
-        drop(stdin);
+        let written = text.write_all(b"COMMIT\n");
+        drop(text);
         let status = tool.wait();
         !self.failed && written.is_ok() && status.is_ok_and(|status| status.success())
     }

@@ -54,4 +54,9 @@ impl Service {
     pub fn cluster_ip(&self, family: Family) -> Option<IpAddr> {
         self.cluster_ips.iter().copied().find(|ip| Family::of(ip) == family)
     }
+
+    /// Whether it asks for addresses that may be those of others, too.
+    pub fn has_external_addresses(&self) -> bool {
+        !self.external_ips.is_empty() || !self.load_balancer_ips.is_empty()
+    }
 }

@@ -129,10 +129,10 @@ impl Store {
         self.services.keys()
     }
 
-    /// Names of all Services that have a ClusterIP of a family.
-    pub fn services_of(&self, family: Family) -> impl Iterator<Item = &ObjectName> {
-        let has_one = move |kept: &Kept<Service>| kept.object.cluster_ip(family).is_some();
-        self.services.iter().filter(move |(_, kept)| has_one(kept)).map(|(name, _)| name)
+    /// All Services that have a ClusterIP of a family.
+    pub fn services_of(&self, family: Family) -> impl Iterator<Item = (&ObjectName, &Service)> {
+        let all = self.services.iter().map(|(name, kept)| (name, &kept.object));
+        all.filter(move |(_, service)| service.cluster_ip(family).is_some())
     }
 
     /// A Service.

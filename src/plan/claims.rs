@@ -89,7 +89,7 @@ impl Claims {
         let mut again = NameSet::default();
         // Taken out of its place, not removed: a table that is removed from and added to for ever grows.
         let before = self.held.get_mut(&plan.name).map(std::mem::take).unwrap_or_default();
-        let mut holds = Vec::new();
+        let mut holds = Vec::with_capacity(plan.ports.len());
         plan.ports.retain_mut(|port| self.settle_port(port, &mut holds, &mut again));
         for claim in before.into_iter().filter(|claim| !holds.contains(claim)) {
             // It may have been taken away.

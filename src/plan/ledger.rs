@@ -9,7 +9,7 @@ use super::claims::{Claims, Clash};
 use super::endpoints::ready_here;
 use super::flows::Stale;
 use super::{Here, PortPlan, Route, ServicePlan, plan};
-use crate::model::{Family, NameMap, NameSet, ObjectName, Protocol, Store};
+use crate::model::{Family, NameMap, NameSet, ObjectName, Protocol, Service, Store};
 
 /// The books of one family.
 pub struct Ledger {
@@ -23,14 +23,15 @@ pub struct Ledger {
     stale: Stale,
 }
 
-/// The plans of all Services of a family, in the order of their names, so that clashes end the same way after every start.
+/// The plans of all Services of a family: those with external addresses last, for these may be somebody's ClusterIP; else in
+/// the order of their names, so that clashes end the same way after every start.
 ///
 /// Nothing is done before the first is asked for: a backend may have begun something that goes on beside it by then.
 pub struct PlanAll<'a> {
     ledger: &'a mut Ledger,
     store: &'a Store,
     here: &'a Here,
-    names: Option<std::vec::IntoIter<&'a ObjectName>>,
+    names: Option<std::vec::IntoIter<(&'a ObjectName, &'a Service)>>,
     left: usize,
     again: NameSet,
 }
@@ -211,14 +212,18 @@ impl Iterator for PlanAll<'_> {
     fn next(&mut self) -> Option<ServicePlan> {
         let Self { ledger, store, .. } = self;
         let names = self.names.get_or_insert_with(|| {
-            let mut names: Vec<&ObjectName> = store.services_of(ledger.family).collect();
-            names.sort_unstable();
-            ledger.expect(names.len());
+            let (mut names, mut last): (Vec<_>, Vec<_>) =
+                store.services_of(ledger.family).partition(|(_, service)| !service.has_external_addresses());
+            for part in [&mut names, &mut last] {
+                part.sort_unstable_by_key(|(name, _)| *name);
+            }
+            ledger.expect(self.left);
             // Who loses an address by that is among them.
-            ledger.reserve(store, names.iter().copied());
+            ledger.reserve(store, last.iter().map(|(name, _)| *name));
+            names.extend(last);
             names.into_iter()
         });
-        let name = names.next()?;
+        let (name, _) = names.next()?;
         self.left -= 1;
         let (plan, again) = ledger.plan_one(store, self.here, name);
         self.again.extend(again);
@@ -258,7 +263,7 @@ impl Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Event, Service, ServicePort};
+    use crate::model::{Event, ServicePort};
     use crate::plan::flows::Flow;
 
     fn put(store: &mut Store, name: &str, cluster_ip: &str, external: &[&str], protocol: Protocol) -> ObjectName {
@@ -326,6 +331,31 @@ mod tests {
                 assert_eq!(clashes.len(), 2, "{order:?}: {clashes:?}");
                 assert!(clashes.iter().zip(starts).all(|(clash, start)| clash.starts_with(start)), "{clashes:?}");
             }
+        }
+    }
+
+    #[test]
+    fn planning_all_takes_no_cluster_ip_from_its_owner() {
+        for before in [&[][..], &["grab"], &["web"]] {
+            let (mut store, here, mut ledger) = (Store::default(), Here::default(), Ledger::new(Family::V4));
+            let put = |store: &mut Store, name| match name {
+                "grab" => put(store, name, "10.96.0.2", &["10.96.0.7", "203.0.113.1"], Protocol::Tcp),
+                _ => put(store, name, "10.96.0.7", &[], Protocol::Tcp),
+            };
+            for name in before {
+                let name = put(&mut store, name);
+                ledger.plan(&store, &here, [name]);
+            }
+            for name in ["grab", "web"] {
+                put(&mut store, name);
+            }
+            let mut all = ledger.plan_all(&store, &here);
+            let plans: Vec<_> = all.by_ref().collect();
+            assert!(all.again().iter().all(|name| before == ["grab"] && name.name() == "grab"), "{before:?}");
+            let ports: Vec<_> = plans.iter().map(|plan| (plan.name.name(), &plan.ports[0])).collect();
+            assert_eq!((ports.len(), ports[0].0), (2, "web"), "{before:?}");
+            let left: Vec<_> = ports[1].1.external_addresses().map(|address| address.to_string()).collect();
+            assert_eq!(left, ["203.0.113.1"], "{before:?}");
         }
     }
 
