@@ -44,6 +44,11 @@ impl ObjectName {
         Self(Rc::new(Name { text, slash: namespace.len() as u32, hash }))
     }
 
+    /// `namespace/name`. Names are in the order of these.
+    pub fn as_str(&self) -> &str {
+        &self.0.text
+    }
+
     /// The namespace.
     pub fn namespace(&self) -> &str {
         &self.0.text[..self.0.slash as usize]

@@ -10,8 +10,8 @@ use super::{Family, Protocol};
 /// A Service that is served (contract 4.1): it has a ClusterIP and is neither headless nor an ExternalName.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Service {
-    /// At most one ClusterIP per family.
-    pub cluster_ips: Vec<IpAddr>,
+    /// Its ClusterIPs: the one of each family, in the order of [`Family::ALL`].
+    pub cluster_ips: [Option<IpAddr>; 2],
     /// All ports, in the order of the object.
     pub ports: Vec<ServicePort>,
     /// `spec.externalIPs`, both families.
@@ -52,7 +52,12 @@ pub struct ServicePort {
 impl Service {
     /// Its ClusterIP of a family.
     pub fn cluster_ip(&self, family: Family) -> Option<IpAddr> {
-        self.cluster_ips.iter().copied().find(|ip| Family::of(ip) == family)
+        self.cluster_ips[family as usize]
+    }
+
+    /// Whether it has a ClusterIP of each family.
+    pub fn families(&self) -> [bool; 2] {
+        self.cluster_ips.map(|address| address.is_some())
     }
 
     /// Whether it asks for addresses that may be those of others, too.

@@ -13,6 +13,8 @@ use super::{EndpointSlice, Event, Family, Kind, NameMap, NameSet, Node, ObjectNa
 pub struct Store {
     /// In boxes: a table has up to twice as many places as it is filled, and moves them when it grows.
     services: NameMap<Box<Kept<Service>>>,
+    /// How many of them have a ClusterIP of each family.
+    served: [usize; 2],
     slices: NameMap<Vec<NamedSlice>>,
     /// Slice → its Service.
     owners: NameMap<ObjectName>,
@@ -129,6 +131,11 @@ impl Store {
         self.services.keys()
     }
 
+    /// How many Services have a ClusterIP of a family.
+    pub fn count_of(&self, family: Family) -> usize {
+        self.served[family as usize]
+    }
+
     /// All Services that have a ClusterIP of a family.
     pub fn services_of(&self, family: Family) -> impl Iterator<Item = (&ObjectName, &Service)> {
         let all = self.services.iter().map(|(name, kept)| (name, &kept.object));
@@ -187,7 +194,10 @@ impl Store {
 
     fn apply_service(&mut self, name: ObjectName, service: Option<Service>) {
         let round = self.round(Kind::Service);
-        let changed = match (self.services.get_mut(&name), service) {
+        let known = self.services.get_mut(&name);
+        let old = known.as_ref().map_or([false; 2], |kept| kept.object.families());
+        let new = service.as_ref().map_or([false; 2], Service::families);
+        let changed = match (known, service) {
             (Some(kept), Some(service)) => {
                 kept.round = round;
                 let changed = kept.object != service;
@@ -205,6 +215,9 @@ impl Store {
             }
             (None, None) => false,
         };
+        for (count, (old, new)) in self.served.iter_mut().zip(old.into_iter().zip(new)) {
+            *count = *count + usize::from(new) - usize::from(old);
+        }
         if changed {
             self.dirty.service_events += 1;
             self.dirty.services.insert(name);
@@ -302,6 +315,32 @@ mod tests {
         store.apply(Event::EndpointSlice(name("a-1"), Some(slice("a", 2))));
         store.apply(Event::EndpointSlice(name("unknown"), None));
         assert_eq!(dirty(&mut store), [""; 0]);
+    }
+
+    #[test]
+    fn services_are_counted_by_family() {
+        let mut store = Store::default();
+        let addresses = [
+            ("a", ["10.0.0.1", ""], [1, 0]),
+            ("b", ["10.0.0.2", "fd00::2"], [2, 1]),
+            ("a", ["", "fd00::1"], [1, 2]),
+            ("c", ["", ""], [1, 2]),
+            ("b", ["10.0.0.2", "fd00::2"], [1, 2]),
+        ];
+        let counts = |store: &Store| {
+            Family::ALL.map(|family| {
+                assert_eq!(store.services_of(family).count(), store.count_of(family));
+                store.count_of(family)
+            })
+        };
+        for (object, addresses, expected) in addresses {
+            let cluster_ips = addresses.map(|address| address.parse().ok());
+            store.apply(Event::Service(name(object), Some(Service { cluster_ips, ..Service::default() })));
+            assert_eq!(counts(&store), expected, "{object} {addresses:?}");
+        }
+        store.apply(Event::Service(name("b"), None));
+        store.apply(Event::Service(name("b"), None));
+        assert_eq!(counts(&store), [0, 1]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::claims::{Claims, Clash};
 use super::endpoints::ready_here;
 use super::flows::Stale;
 use super::{Here, PortPlan, Route, ServicePlan, plan};
-use crate::model::{Family, NameMap, NameSet, ObjectName, Protocol, Service, Store};
+use crate::model::{Family, NameMap, NameSet, ObjectName, Protocol, Store};
 
 /// The books of one family.
 pub struct Ledger {
@@ -26,13 +26,13 @@ pub struct Ledger {
 /// The plans of all Services of a family: those with external addresses last, for these may be somebody's ClusterIP; else in
 /// the order of their names, so that clashes end the same way after every start.
 ///
-/// Nothing is done before the first is asked for: a backend may have begun something that goes on beside it by then.
+/// Nothing is planned before the first is asked for: a backend may have begun something that goes on beside it by then.
 pub struct PlanAll<'a> {
     ledger: &'a mut Ledger,
     store: &'a Store,
     here: &'a Here,
-    names: Option<std::vec::IntoIter<(&'a ObjectName, &'a Service)>>,
     left: usize,
+    names: Option<std::vec::IntoIter<&'a ObjectName>>,
     again: NameSet,
 }
 
@@ -90,8 +90,7 @@ impl Ledger {
 
     /// Plans all Services, whatever was planned before.
     pub fn plan_all<'a>(&'a mut self, store: &'a Store, here: &'a Here) -> PlanAll<'a> {
-        let left = store.services_of(self.family).count();
-        PlanAll { ledger: self, store, here, names: None, left, again: NameSet::default() }
+        PlanAll { left: store.count_of(self.family), ledger: self, store, here, names: None, again: NameSet::default() }
     }
 
     /// Gives these Services their ClusterIPs before they are [planned](Self::plan_one). Returns those that lose an address
@@ -174,10 +173,8 @@ impl Ledger {
     }
 
     fn note_health_check(&mut self, store: &Store, plan: &ServicePlan) {
-        let port = store.service(&plan.name).and_then(|service| service.health_check_node_port);
-        let check = port
-            .filter(|_| !plan.ports.is_empty())
-            .map(|port| (port, ready_here(store.slices(&plan.name), self.family)));
+        let port = plan.health_check_node_port.filter(|_| !plan.ports.is_empty());
+        let check = port.map(|port| (port, ready_here(store.slices(&plan.name), self.family)));
         let before = match check {
             Some(check) => self.health_checks.insert(plan.name.clone(), check),
             None => self.health_checks.remove(&plan.name),
@@ -199,10 +196,26 @@ impl Ledger {
 
 // === impl PlanAll ===
 
-impl PlanAll<'_> {
+impl<'a> PlanAll<'a> {
     /// Those that have to be planned again, because others gave something up.
     pub fn again(self) -> NameSet {
         self.again
+    }
+
+    /// The names of all Services, in order.
+    fn names(&mut self) -> Vec<&'a ObjectName> {
+        let mut parts = [Vec::with_capacity(self.left), Vec::new()];
+        for (name, service) in self.store.services_of(self.ledger.family) {
+            // With its text beside it, for to compare names is to go a long way.
+            parts[usize::from(service.has_external_addresses())].push((name.as_str(), name));
+        }
+        for part in &mut parts {
+            part.sort_unstable();
+        }
+        self.ledger.expect(self.left);
+        // Who loses an address by that is among them.
+        self.ledger.reserve(self.store, parts[1].iter().map(|(_, name)| *name));
+        parts.into_iter().flatten().map(|(_, name)| name).collect()
     }
 }
 
@@ -210,22 +223,13 @@ impl Iterator for PlanAll<'_> {
     type Item = ServicePlan;
 
     fn next(&mut self) -> Option<ServicePlan> {
-        let Self { ledger, store, .. } = self;
-        let names = self.names.get_or_insert_with(|| {
-            let (mut names, mut last): (Vec<_>, Vec<_>) =
-                store.services_of(ledger.family).partition(|(_, service)| !service.has_external_addresses());
-            for part in [&mut names, &mut last] {
-                part.sort_unstable_by_key(|(name, _)| *name);
-            }
-            ledger.expect(self.left);
-            // Who loses an address by that is among them.
-            ledger.reserve(store, last.iter().map(|(name, _)| *name));
-            names.extend(last);
-            names.into_iter()
-        });
-        let (name, _) = names.next()?;
+        let names = match self.names.take() {
+            Some(names) => names,
+            None => self.names().into_iter(),
+        };
+        let name = self.names.insert(names).next()?;
         self.left -= 1;
-        let (plan, again) = ledger.plan_one(store, self.here, name);
+        let (plan, again) = self.ledger.plan_one(self.store, self.here, name);
         self.again.extend(again);
         Some(plan)
     }
@@ -263,13 +267,13 @@ impl Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Event, ServicePort};
+    use crate::model::{Event, Service, ServicePort};
     use crate::plan::flows::Flow;
 
     fn put(store: &mut Store, name: &str, cluster_ip: &str, external: &[&str], protocol: Protocol) -> ObjectName {
         let name = ObjectName::new("ns", name);
         let service = Service {
-            cluster_ips: vec![cluster_ip.parse().unwrap()],
+            cluster_ips: [cluster_ip.parse().ok(), None],
             ports: vec![ServicePort { name: "".into(), protocol, port: 53, node_port: 0 }],
             external_ips: external.iter().map(|address| address.parse().unwrap()).collect(),
             ..Service::default()

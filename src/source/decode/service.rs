@@ -20,7 +20,7 @@ pub fn service(name: &ObjectName, wire: &wire::Service<'_>, words: &mut Words) -
         return None;
     }
     let cluster_ips = cluster_ips(name, spec);
-    if cluster_ips.is_empty() {
+    if cluster_ips == [None; 2] {
         return None;
     }
     let external_ips = addresses(name, "spec.externalIPs", texts(&spec.external_ips));
@@ -52,11 +52,11 @@ pub fn service(name: &ObjectName, wire: &wire::Service<'_>, words: &mut Words) -
 }
 
 /// One per family: the one at that family's place in `ipFamilies`, or the only one when no families are given.
-fn cluster_ips(name: &ObjectName, spec: &wire::ServiceSpec<'_>) -> Vec<IpAddr> {
+fn cluster_ips(name: &ObjectName, spec: &wire::ServiceSpec<'_>) -> [Option<IpAddr>; 2] {
     let families = spec.ip_families.as_deref().unwrap_or_default();
     let listed = spec.cluster_ips.as_deref().filter(|_| !families.is_empty()).unwrap_or_default();
     let texts = if listed.is_empty() { std::slice::from_ref(&spec.cluster_ip) } else { listed };
-    let mut found: Vec<IpAddr> = Vec::with_capacity(texts.len());
+    let mut found = [None; 2];
     for (place, text) in texts.iter().enumerate().filter(|(_, text)| !matches!(&***text, "" | "None")) {
         let Some(address) = parse_ip(text) else {
             log::warn!("Service {name}: clusterIP {:?} is not an IP address: ignored", &**text);
@@ -64,8 +64,8 @@ fn cluster_ips(name: &ObjectName, spec: &wire::ServiceSpec<'_>) -> Vec<IpAddr> {
         };
         let family = Family::of(&address);
         let wanted = families.get(place).is_none_or(|wanted| &**wanted == family.as_str());
-        if wanted && !found.iter().any(|other| Family::of(other) == family) {
-            found.push(address);
+        if wanted {
+            found[family as usize].get_or_insert(address);
         }
     }
     found
@@ -199,17 +199,15 @@ mod tests {
     #[test]
     fn cluster_ips_follow_the_families() {
         for (changes, expected) in [
-            (
-                json!({"clusterIPs": ["10.0.0.1", "fd00::1"], "ipFamilies": ["IPv4", "IPv6"]}),
-                &["10.0.0.1", "fd00::1"][..],
-            ),
-            (json!({"clusterIPs": ["fd00::1", "10.0.0.1"], "ipFamilies": ["IPv6", "IPv4"]}), &["fd00::1", "10.0.0.1"]),
-            (json!({"clusterIPs": ["10.0.0.1", "fd00::1"], "ipFamilies": ["IPv4"]}), &["10.0.0.1", "fd00::1"]),
-            (json!({"clusterIPs": ["10.0.0.2"], "ipFamilies": null}), &["10.96.0.1"]),
-            (json!({"clusterIP": "fd00::2", "clusterIPs": [], "ipFamilies": []}), &["fd00::2"]),
-            (json!({"clusterIPs": ["10.0.0.1", "10.0.0.2"], "ipFamilies": ["IPv4", "IPv4"]}), &["10.0.0.1"]),
+            (json!({"clusterIPs": ["10.0.0.1", "fd00::1"], "ipFamilies": ["IPv4", "IPv6"]}), ["10.0.0.1", "fd00::1"]),
+            (json!({"clusterIPs": ["fd00::1", "10.0.0.1"], "ipFamilies": ["IPv6", "IPv4"]}), ["10.0.0.1", "fd00::1"]),
+            (json!({"clusterIPs": ["10.0.0.1", "fd00::1"], "ipFamilies": ["IPv4"]}), ["10.0.0.1", "fd00::1"]),
+            (json!({"clusterIPs": ["10.0.0.2"], "ipFamilies": null}), ["10.96.0.1", ""]),
+            (json!({"clusterIP": "fd00::2", "clusterIPs": [], "ipFamilies": []}), ["", "fd00::2"]),
+            (json!({"clusterIPs": ["10.0.0.1", "10.0.0.2"], "ipFamilies": ["IPv4", "IPv4"]}), ["10.0.0.1", ""]),
         ] {
-            assert_eq!(spec(changes.clone()).unwrap().cluster_ips, ips(expected), "{changes}");
+            let expected = expected.map(|address| (!address.is_empty()).then(|| address.parse().unwrap()));
+            assert_eq!(spec(changes.clone()).unwrap().cluster_ips, expected, "{changes}");
         }
     }
 
