@@ -101,7 +101,7 @@ impl Iptables {
         let streamed = is_streamed(shape, held);
         let expected = services.size_hint().0;
         self.services.reserve(expected);
-        load.owners.0.reserve(expected);
+        load.owners.reserve(expected);
         let mut shared = Joint::begin(shape, shape.shared(Table::Nat).filter(|_| streamed), &mut section)?;
         for plan in services {
             let rules = rules::rules(shape, &plan, self.comments(shape));
@@ -166,7 +166,7 @@ impl Iptables {
             _ => (0..load.owners.count(), &[][..]),
         };
         let numbers = all.chain(some.iter().copied()).filter(|number| !load.aside.contains_key(number));
-        numbers.filter_map(|number| Some((number, self.services.get(&load.owners.0[number as usize].0)?)))
+        numbers.filter_map(|number| Some((number, self.services.get(load.owners.name(number))?)))
     }
 
     /// Ends the text of the sections, which the tool has read meanwhile. Whether it took all of it.
@@ -185,9 +185,8 @@ impl Iptables {
     fn leave_out(&mut self, shape: &Shape, held: &mut [Held; 2], load: &mut Load) -> Result<Vec<ChainName>, Error> {
         let mut chains: Vec<ChainName> = Vec::new();
         for (number, refused) in &load.aside {
-            let (service, ports) = &load.owners.0[*number as usize];
-            chains.extend(self.forget(service).chains.iter().map(|(name, _)| *name));
-            load.report.set_aside.extend(ports.iter().map(|port| (port.clone(), refused.reason.clone())));
+            chains.extend(self.forget(load.owners.name(*number)).chains.iter().map(|(name, _)| *name));
+            load.report.set_aside.extend(load.owners.refused(*number, refused));
         }
         let mut sections = [Section::new(Table::Nat)?, Section::new(Table::Filter)?];
         for (section, held) in sections.iter_mut().zip(held) {

@@ -43,7 +43,7 @@ use crate::plan::{NodeFacts, PortName, ServicePlan};
 
 use count::Count;
 use probe::{Question, Variant};
-use restore::{Aside, Owner};
+use restore::{Aside, Owner, Refused};
 use shape::Shape;
 use shared::{Shared, Table};
 use state::{Programmed, Script};
@@ -122,7 +122,11 @@ pub struct Iptables {
 
 /// Services in the order in which scripts number them, with the names to report.
 #[derive(Default)]
-struct Owners(Vec<(ObjectName, Vec<PortName>)>);
+struct Owners {
+    /// Each with the end of its ports, which begin where those of the one before end.
+    services: Vec<(ObjectName, usize)>,
+    ports: Vec<PortName>,
+}
 
 impl Iptables {
     /// A backend for a family, with the iptables that the PATH has. Fails when there is none, or one that is too old.
@@ -259,11 +263,12 @@ impl Iptables {
         let taken = news.len();
         // What a refused Service had goes too, and what was programmed of it before the refusal.
         let mut removal = Script::new()?;
-        for (number, ((name, ports), new)) in owners.0.iter().zip(news).enumerate() {
-            match aside.remove(&(number as Owner)) {
+        for (number, new) in (0..).zip(news) {
+            let name = owners.name(number);
+            match aside.remove(&number) {
                 Some(refused) => {
                     removal.remove(&self.forget(name), &new, refused.section)?;
-                    report.set_aside.extend(ports.iter().map(|port| (port.clone(), refused.reason.clone())));
+                    report.set_aside.extend(owners.refused(number, &refused));
                 }
                 None => {
                     self.forget(name);
@@ -280,12 +285,30 @@ impl Iptables {
 // === impl Owners ===
 
 impl Owners {
+    fn reserve(&mut self, services: usize) {
+        self.services.reserve(services);
+        // Most Services have one.
+        self.ports.reserve(services);
+    }
+
     fn add(&mut self, plan: &ServicePlan) -> Owner {
-        self.0.push((plan.name.clone(), plan.ports.iter().map(|port| port.name.clone()).collect()));
+        self.ports.extend(plan.ports.iter().map(|port| port.name.clone()));
+        self.services.push((plan.name.clone(), self.ports.len()));
         self.count() - 1
     }
 
+    fn name(&self, owner: Owner) -> &ObjectName {
+        &self.services[owner as usize].0
+    }
+
+    /// The ports of a Service that was refused, each with the reason.
+    fn refused(&self, owner: Owner, refused: &Refused) -> impl Iterator<Item = (PortName, String)> {
+        let last = owner as usize;
+        let start = last.checked_sub(1).map_or(0, |before| self.services[before].1);
+        self.ports[start..self.services[last].1].iter().map(|port| (port.clone(), refused.reason.clone()))
+    }
+
     fn count(&self) -> Owner {
-        Owner::try_from(self.0.len()).expect("a cluster has fewer than 2^32 Services")
+        Owner::try_from(self.services.len()).expect("a cluster has fewer than 2^32 Services")
     }
 }

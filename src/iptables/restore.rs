@@ -25,7 +25,7 @@ const SHORT: usize = 1 << 12;
 const LONG: usize = 1 << 14;
 /// How long to look away from a full pipe. Whoever waits for it is woken for each page that is read, which takes time from
 /// the tool.
-const FULL: Duration = Duration::from_millis(1);
+const FULL: Duration = Duration::from_millis(3);
 
 /// Number of a Service among those that a script is about.
 pub type Owner = u32;

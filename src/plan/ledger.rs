@@ -205,7 +205,7 @@ impl<'a> PlanAll<'a> {
     /// The names of all Services, in order.
     fn names(&mut self) -> Vec<&'a ObjectName> {
         let mut parts = [Vec::with_capacity(self.left), Vec::new()];
-        for (name, service) in self.store.services_of(self.ledger.family) {
+        for (name, service) in self.store.services_of(self.ledger.family).take(self.left) {
             // With its text beside it, for to compare names is to go a long way.
             parts[usize::from(service.has_external_addresses())].push((name.as_str(), name));
         }
