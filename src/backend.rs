@@ -11,7 +11,7 @@ pub trait Backend {
     /// Called first, and again after an error or when `facts` changed.
     fn replace(&mut self, facts: &NodeFacts, services: &mut dyn Iterator<Item = ServicePlan>) -> Result<Report, Error>;
 
-    /// Applies changed Services to what was programmed before. Work is proportional to `changed`.
+    /// Applies changed Services, each once, to what was programmed before. Work is proportional to `changed`.
     fn update(&mut self, changed: &[ServicePlan]) -> Result<Report, Error>;
 
     /// Looks whether somebody else removed our rules; `false` asks for a [`Backend::replace`]. Must be cheap.

@@ -277,6 +277,69 @@ fn ways_to_choose_that_nobody_uses_go_at_a_restart() {
     });
 }
 
+/// With affinity, of one Service that has these endpoints.
+fn sticky(family: Family, endpoints: &[u16]) -> ServicePlan {
+    let mut plan = service(family, 1, endpoints);
+    plan.ports[0].affinity = Some(60);
+    plan
+}
+
+/// A client that is remembered is remembered for a slot: who comes later must not get that of one who went.
+#[test]
+fn new_endpoints_do_not_inherit_clients() {
+    isolated("new_endpoints_do_not_inherit_clients", || {
+        for (family, name) in FAMILIES {
+            let slots = || {
+                let elements = elements(&listed(name), "slots");
+                elements.iter().map(|element| element[0].to_string()).collect::<BTreeSet<_>>()
+            };
+            let mut table = load(family, &[sticky(family, &[101])]);
+            let former = slots();
+            assert_eq!(former.len(), 1);
+            table.update(&[sticky(family, &[])]).unwrap();
+            table.update(&[sticky(family, &[102, 103])]).unwrap();
+            assert!(slots().len() == 2 && slots().is_disjoint(&former), "{:?} after {former:?}", slots());
+            let mut table = load(family, &[sticky(family, &[102, 103])]);
+            table.update(&[sticky(family, &[104, 103])]).unwrap();
+            assert!(slots().len() == 2 && slots().is_disjoint(&former), "{:?} after {former:?}", slots());
+        }
+    });
+}
+
+#[test]
+fn an_endpoint_of_no_weight_is_not_remembered() {
+    isolated("an_endpoint_of_no_weight_is_not_remembered", || {
+        let mut plan = sticky(Family::V4, &[101, 102, 103]);
+        plan.ports[0].cluster[1].weight = 0;
+        let mut table = load(Family::V4, &[plan.clone()]);
+        assert_eq!(elements(&listed("ip"), "slots").len(), 2);
+        plan.ports[0].cluster.iter_mut().for_each(|endpoint| endpoint.weight = 0);
+        table.update(&[plan]).unwrap();
+        assert_eq!(elements(&listed("ip"), "slots").len(), 3, "none has any, so all have the same");
+    });
+}
+
+/// While nobody looked, a NodePort went from one Service to another, which is programmed first.
+#[test]
+fn an_address_that_changed_hands_takes_no_number_along() {
+    isolated("an_address_that_changed_hands_takes_no_number_along", || {
+        let with_port = |number, endpoints: &[u16]| {
+            let mut plan = service(Family::V4, number, endpoints);
+            plan.ports[0].node_port = Some(30080);
+            plan
+        };
+        let value = || {
+            let services = elements(&listed("ip"), "services");
+            let of_second = services.iter().find(|element| element[0].to_string().contains("10.96.0.2"));
+            of_second.expect("it is served")[1].to_string()
+        };
+        load(Family::V4, &[with_port(2, &[101, 102])]);
+        let before = value();
+        load(Family::V4, &[with_port(1, &[103, 104]), service(Family::V4, 2, &[101, 102])]);
+        assert_eq!(value(), before);
+    });
+}
+
 #[test]
 fn node_ports_on_loopback_are_not_served() {
     isolated("node_ports_on_loopback_are_not_served", || {

@@ -183,11 +183,12 @@ impl Proxy {
         let changes = self.note(report);
         self.loaded = true;
         self.pending = freed;
+        if self.pending.is_empty() {
+            return Ok(changes);
+        }
         let written: Vec<usize> = self.tables.iter().map(|table| table.written).collect();
         let more = self.update(store)?;
-        if more > 0 {
-            self.tables.iter_mut().zip(written).for_each(|(table, before)| table.written += before);
-        }
+        self.tables.iter_mut().zip(written).for_each(|(table, before)| table.written += before);
         Ok(changes + more)
     }
 

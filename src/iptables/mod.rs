@@ -38,7 +38,7 @@ pub use shared::COUNTERS;
 
 use crate::backend::{Backend, Error, Report};
 use crate::kernel::{nfacct, sysctl};
-use crate::model::{Family, NameMap, NameSet, ObjectName};
+use crate::model::{Family, NameMap, ObjectName};
 use crate::plan::{NodeFacts, PortName, ServicePlan};
 
 use count::Count;
@@ -203,12 +203,7 @@ impl Backend for Iptables {
             self.shape.take().ok_or_else(|| Error("iptables rules are changed before they were made".to_owned()))?;
         let was_calm = self.watch.is_calm();
         let (mut report, mut written) = (Report::default(), Count::default());
-        // A Service that gets what another one gives up is planned twice. Only the last plan is programmed: the rules of
-        // both are compared with what the kernel holds before either.
-        let mut seen = NameSet::default();
-        let mut last: Vec<_> = changed.iter().rev().filter(|plan| seen.insert(plan.name.clone())).collect();
-        last.reverse();
-        let mut rest = &*last;
+        let mut rest = changed;
         while !rest.is_empty() {
             rest = &rest[self.update_some(&shape, rest, &mut report, &mut written)?..];
         }
@@ -238,7 +233,7 @@ impl Iptables {
     fn update_some(
         &mut self,
         shape: &Shape,
-        changed: &[&ServicePlan],
+        changed: &[ServicePlan],
         report: &mut Report,
         written: &mut Count,
     ) -> Result<usize, Error> {

@@ -1,15 +1,13 @@
 //! Texts for `iptables-restore`: written line by line, each line with the Service that owns it, and run so that a Service
 //! the tool refuses is left out while all others are programmed.
 //!
-//! The text goes to an anonymous file in the page cache, which becomes the tool's standard input: nothing of it is kept in
-//! this process, and it can be read again when a Service must be left out. Must not know what the rules mean.
+//! The text goes to an anonymous file in the page cache, which becomes the tool's standard input, or whose pages a tool
+//! reads along: nothing of it is kept in this process, and it can be read again when a Service must be left out. Must not know what the rules mean.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, Write};
 use std::ops::Range;
-use std::thread;
-use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -19,13 +17,9 @@ use super::probe::Tools;
 use super::shared::Table;
 use super::tap::Tap;
 
-/// Bytes that are collected before they are written: of a change, and of everything. These are few, for a tool that reads
-/// along has nothing to do before the first of them.
+/// Bytes that are collected before they are written: of a change, and of everything.
 const SHORT: usize = 1 << 12;
 const LONG: usize = 1 << 14;
-/// How long to look away from a full pipe. Whoever waits for it is woken for each page that is read, which takes time from
-/// the tool.
-const FULL: Duration = Duration::from_millis(3);
 
 /// Number of a Service among those that a script is about.
 pub type Owner = u32;
@@ -64,8 +58,13 @@ pub struct Section {
     additive: bool,
     /// Services of an additive section that are programmed already.
     landed: Vec<Range<Owner>>,
-    tap: Option<Tap>,
-    /// How many bytes the tap has taken, and how many there were when it was asked.
+    along: Option<Along>,
+}
+
+/// A tool that reads along.
+struct Along {
+    tap: Tap,
+    /// How many bytes it has taken, and how many there were when it was asked.
     passed: u64,
     offered: u64,
 }
@@ -234,7 +233,7 @@ impl Section {
 
     /// An empty section that a tool reads while it is written.
     pub fn tapped(table: Table, tap: Tap) -> Result<Self, Error> {
-        Ok(Self { tap: Some(tap), ..Self::with_room(table, LONG)? })
+        Ok(Self { along: Some(Along { tap, passed: 0, offered: 0 }), ..Self::with_room(table, LONG)? })
     }
 
     fn with_room(table: Table, room: usize) -> Result<Self, Error> {
@@ -248,31 +247,32 @@ impl Section {
             marks,
             additive: false,
             landed: Vec::new(),
-            tap: None,
-            passed: 0,
-            offered: 0,
+            along: None,
         })
     }
 
     /// Gives the tap back, when it has taken all lines: for the next section, or to be finished.
     pub fn untap(&mut self) -> Result<Option<Tap>, Error> {
-        loop {
-            self.offer()?;
-            if self.tap.is_none() || self.passed == self.bytes {
-                return Ok(self.tap.take());
+        self.offer()?;
+        while let Some(along) = self.along.take() {
+            if along.passed == self.bytes {
+                return Ok(Some(along.tap));
             }
-            thread::sleep(FULL);
+            along.tap.rest();
+            self.along = Some(along);
+            self.offer()?;
         }
+        Ok(None)
     }
 
     /// Offers the tap what it does not have.
     fn offer(&mut self) -> Result<(), Error> {
-        self.offered = self.bytes;
-        if let Some(tap) = &mut self.tap
-            && self.passed < self.bytes
+        if let Some(along) = &mut self.along
+            && along.passed < self.bytes
         {
             self.text.flush().map_err(unwritten)?;
-            self.passed = tap.pass(self.table, self.text.get_ref(), self.passed..self.bytes);
+            along.passed = along.tap.pass(self.table, self.text.get_ref(), along.passed..self.bytes);
+            along.offered = self.bytes;
         }
         Ok(())
     }
@@ -298,7 +298,10 @@ impl Section {
         self.lines += memchr::memchr_iter(b'\n', lines.as_bytes()).count();
         self.bytes += lines.len() as u64;
         // The first at once: the tool starts with it, and reads the table that it is about.
-        if self.offered == 0 || self.bytes - self.offered >= LONG as u64 { self.offer() } else { Ok(()) }
+        match &self.along {
+            Some(along) if along.offered == 0 || self.bytes - along.offered >= LONG as u64 => self.offer(),
+            _ => Ok(()),
+        }
     }
 
     /// How many lines it has.

@@ -317,8 +317,11 @@ impl Port<'_> {
             if let Some(rule) = masquerade {
                 writeln!(text, "-A {name} {rule}")?;
             }
+            let even = endpoints.iter().all(|e| e.weight == 0);
+            let weight = |endpoint: &Endpoint| if even { 1 } else { u64::from(endpoint.weight) };
             if let Some(seconds) = plan.affinity {
-                for (endpoint, comment) in endpoints.iter().zip(&comments) {
+                for (endpoint, comment) in endpoints.iter().zip(&comments).filter(|(endpoint, _)| weight(endpoint) > 0)
+                {
                     let target = chains.endpoint(endpoint);
                     let recent = Recent { name: target, family };
                     writeln!(
@@ -327,8 +330,6 @@ impl Port<'_> {
                     )?;
                 }
             }
-            let even = endpoints.iter().all(|e| e.weight == 0);
-            let weight = |endpoint: &Endpoint| if even { 1 } else { u64::from(endpoint.weight) };
             let mut total: u64 = endpoints.iter().map(weight).sum();
             for ((endpoint, target), comment) in endpoints.iter().zip(&targets).zip(&comments) {
                 let weight = weight(endpoint);

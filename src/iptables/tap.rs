@@ -7,12 +7,17 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::process::{Child, ChildStdin};
+use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{SpliceFFlags, splice};
+use nix::fcntl::{FcntlArg, SpliceFFlags, fcntl, splice};
 
 use super::probe::Tools;
 use super::shared::Table;
+
+/// A tool reads some 16 MB in a second. In this time of a full pipe, per byte that it holds, it reads a quarter of it.
+const BREATH: Duration = Duration::from_nanos(16);
 
 /// The tool starts with the first line.
 pub struct Tap {
@@ -39,9 +44,21 @@ impl Tap {
     /// has room. Returns up to where. A tool that does not want to read on has refused something: what, is found out
     /// later, and nothing is left to be passed.
     pub fn pass(&mut self, table: Table, file: &File, bytes: Range<u64>) -> u64 {
-        let passed = if self.failed { Ok(bytes.end) } else { self.try_pass(table, file, bytes.clone()) };
-        self.failed |= passed.is_err();
-        passed.unwrap_or(bytes.end)
+        if self.failed {
+            return bytes.end;
+        }
+        self.try_pass(table, file, bytes.clone()).unwrap_or_else(|error| {
+            log::debug!("{} does not read along: {error}", self.tools.family().as_str());
+            self.failed = true;
+            bytes.end
+        })
+    }
+
+    /// Gives the tool time to read. Whoever waits for room in a full pipe is woken for each page that is read, which takes
+    /// time from the tool.
+    pub fn rest(&self) {
+        let size = self.running.as_ref().and_then(|running| fcntl(&running.text, FcntlArg::F_GETPIPE_SZ).ok());
+        thread::sleep(BREATH * size.map_or(0, i32::unsigned_abs));
     }
 
     fn try_pass(&mut self, table: Table, file: &File, bytes: Range<u64>) -> io::Result<u64> {
@@ -76,10 +93,10 @@ impl Tap {
     /// Ends the text and waits. Whether the tool took all of it, or had nothing to take.
     pub fn ended_well(mut self) -> bool {
         let Some(Running { mut tool, mut text, .. }) = self.running.take() else { return !self.failed };
-        let written = text.write_all(b"COMMIT\n");
+        // What is cut off is not carried out.
+        let written = !self.failed && text.write_all(b"COMMIT\n").is_ok();
         drop(text);
-        let status = tool.wait();
-        !self.failed && written.is_ok() && status.is_ok_and(|status| status.success())
+        written & tool.wait().is_ok_and(|status| status.success())
     }
 }
 

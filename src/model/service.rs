@@ -55,11 +55,6 @@ impl Service {
         self.cluster_ips[family as usize]
     }
 
-    /// Whether it has a ClusterIP of each family.
-    pub fn families(&self) -> [bool; 2] {
-        self.cluster_ips.map(|address| address.is_some())
-    }
-
     /// Whether it asks for addresses that may be those of others, too.
     pub fn has_external_addresses(&self) -> bool {
         !self.external_ips.is_empty() || !self.load_balancer_ips.is_empty()

@@ -195,8 +195,8 @@ impl Store {
     fn apply_service(&mut self, name: ObjectName, service: Option<Service>) {
         let round = self.round(Kind::Service);
         let known = self.services.get_mut(&name);
-        let old = known.as_ref().map_or([false; 2], |kept| kept.object.families());
-        let new = service.as_ref().map_or([false; 2], Service::families);
+        let old = known.as_ref().map_or([None; 2], |kept| kept.object.cluster_ips);
+        let new = service.as_ref().map_or([None; 2], |service| service.cluster_ips);
         let changed = match (known, service) {
             (Some(kept), Some(service)) => {
                 kept.round = round;
@@ -216,7 +216,7 @@ impl Store {
             (None, None) => false,
         };
         for (count, (old, new)) in self.served.iter_mut().zip(old.into_iter().zip(new)) {
-            *count = *count + usize::from(new) - usize::from(old);
+            *count = *count + usize::from(new.is_some()) - usize::from(old.is_some());
         }
         if changed {
             self.dirty.service_events += 1;
@@ -235,8 +235,10 @@ impl Store {
         slice.service = service.clone();
         // Nearly all Services have one slice.
         let siblings = self.slices.entry(service.clone()).or_insert_with(|| Vec::with_capacity(1));
-        match siblings.iter_mut().find(|sibling| sibling.name == name) {
-            Some(sibling) => {
+        // In the order of their names, so that it does not matter which came first.
+        match siblings.binary_search_by(|sibling| sibling.name.cmp(&name)) {
+            Ok(place) => {
+                let sibling = &mut siblings[place];
                 sibling.kept.round = round;
                 if sibling.kept.object.same_endpoints(&slice) {
                     return;
@@ -244,9 +246,9 @@ impl Store {
                 self.dirty.triggered(&slice);
                 sibling.kept.object = slice;
             }
-            None => {
+            Err(place) => {
                 self.dirty.triggered(&slice);
-                siblings.push(NamedSlice { name: name.clone(), kept: Kept { object: slice, round } });
+                siblings.insert(place, NamedSlice { name: name.clone(), kept: Kept { object: slice, round } });
                 self.owners.insert(name, service.clone());
             }
         }
@@ -315,6 +317,15 @@ mod tests {
         store.apply(Event::EndpointSlice(name("a-1"), Some(slice("a", 2))));
         store.apply(Event::EndpointSlice(name("unknown"), None));
         assert_eq!(dirty(&mut store), [""; 0]);
+    }
+
+    #[test]
+    fn slices_are_in_the_order_of_their_names() {
+        let mut store = Store::default();
+        for (object, triggered) in [("b", 2), ("c", 3), ("a", 1)] {
+            store.apply(Event::EndpointSlice(name(object), Some(slice("s", triggered))));
+        }
+        assert_eq!(store.slices(&name("s")).map(|slice| slice.triggered).collect::<Vec<_>>(), [1, 2, 3].map(Some));
     }
 
     #[test]

@@ -120,6 +120,16 @@ fn socket(endpoint: &Endpoint) -> SocketAddr {
     SocketAddr::new(endpoint.address, endpoint.port)
 }
 
+/// The slot that an endpoint has if it is free: clients may still be remembered for one that was given up, so nobody should
+/// get it who comes instead. The last bits of addresses mostly differ.
+fn choice(endpoint: SocketAddr) -> usize {
+    let bits = match endpoint.ip() {
+        IpAddr::V4(address) => address.to_bits(),
+        IpAddr::V6(address) => address.to_bits() as u32,
+    };
+    bits as usize % MAX_STICKY_SLOTS
+}
+
 /// Adds one to a big-endian number; `false` when it overflows.
 fn increment(bytes: &mut [u8]) -> bool {
     bytes.iter_mut().rev().any(|byte| {
@@ -148,7 +158,7 @@ impl Port<'_> {
         let wanted = endpoints.iter().map(socket).zip(shares(&weights)).filter(|(_, share)| *share > 0);
         let size = match self.plan.affinity {
             None => self.plain_slots(wanted.collect(), local)?,
-            Some(_) => self.sticky_slots(endpoints, wanted.collect(), local)?,
+            Some(_) => self.sticky_slots(wanted.collect(), local)?,
         };
         let class = Class { local, size: size as u32, affinity: self.plan.affinity };
         let index = self.classes.index(class).ok_or("too many different numbers of endpoints and affinity timeouts")?;
@@ -179,12 +189,7 @@ impl Port<'_> {
     }
 
     /// With affinity there is one more step: a random index leads to a slot, and slots never change hands.
-    fn sticky_slots(
-        &mut self,
-        endpoints: &[Endpoint],
-        wanted: Vec<(SocketAddr, usize)>,
-        local: bool,
-    ) -> Result<usize, String> {
+    fn sticky_slots(&mut self, wanted: Vec<(SocketAddr, usize)>, local: bool) -> Result<usize, String> {
         let seats = self.seats()?;
         let offset = if local { LOCAL_OFFSET } else { 0 };
         let old = self.old_slots(
@@ -195,21 +200,25 @@ impl Port<'_> {
                 (read_number(&shapes.key(record)[4..]) - offset, Some(slot))
             },
         );
-        let seated = |endpoint| seat_of(&seats, endpoint).map(|seat| seat as u32);
-        let wanted: Vec<(u32, usize)> =
-            wanted.into_iter().filter_map(|(endpoint, share)| Some((seated(endpoint)?, share))).collect();
-        let drawn = arrange(&old, &wanted);
+        let mut seated = Vec::with_capacity(wanted.len());
+        let mut shares = Vec::with_capacity(wanted.len());
+        for (endpoint, share) in wanted {
+            if let Some(slot) = seat_of(&seats, endpoint) {
+                seated.push((endpoint, slot as u32));
+                shares.push((slot as u32, share));
+            }
+        }
+        let drawn = arrange(&old, &shares);
         let slot_bytes = |slot: u32| (slot << NUMBER_BITS | self.number).to_ne_bytes();
         for (index, slot) in drawn.iter().enumerate() {
             let index = (index as u32 + offset).to_ne_bytes();
             self.records.push(Set::Draw, &[&self.number.to_ne_bytes(), &index, &slot_bytes(*slot)]);
         }
         let set = if local { Set::LocalSlots } else { Set::Slots };
-        for endpoint in endpoints.iter().map(socket) {
-            if let Some(slot) = seated(endpoint) {
-                let (address, length) = address_bytes(endpoint.ip());
-                self.records.push(set, &[&slot_bytes(slot), &address[..length], &padded_port(endpoint.port())]);
-            }
+        // One that is not drawn is not remembered either.
+        for (endpoint, slot) in seated {
+            let (address, length) = address_bytes(endpoint.ip());
+            self.records.push(set, &[&slot_bytes(slot), &address[..length], &padded_port(endpoint.port())]);
         }
         Ok(drawn.len())
     }
@@ -225,17 +234,15 @@ impl Port<'_> {
                 wanted.len()
             ));
         }
-        let of_slots = |set| {
-            self.old_slots(
-                set,
-                |_, _| true,
-                |shapes, record| (read_number(shapes.key(record)) >> NUMBER_BITS, read_endpoint(shapes.data(record))),
-            )
-        };
-        let (mut old, local) = (of_slots(Set::Slots), of_slots(Set::LocalSlots));
-        old.resize(old.len().max(local.len()), None);
-        local.into_iter().enumerate().for_each(|(slot, endpoint)| old[slot] = old[slot].or(endpoint));
-        Ok(settle(&old, &wanted, MAX_STICKY_SLOTS))
+        let slots = self.old.records(self.shapes).filter(|r| matches!(set_of(r), Set::Slots | Set::LocalSlots));
+        let mut old: Vec<(SocketAddr, usize)> = slots
+            .filter_map(|r| {
+                let slot = read_number(self.shapes.key(r)) >> NUMBER_BITS;
+                Some((read_endpoint(self.shapes.data(r))?, slot as usize))
+            })
+            .collect();
+        old.sort_unstable();
+        Ok(settle(&old, &wanted, choice, MAX_STICKY_SLOTS))
     }
 
     /// What the previous footprint had in the slots of a set.

@@ -29,7 +29,8 @@ pub struct Held {
     records: HashSet<Kept>,
     /// Records of ranges of sources, in order: the kernel takes none that overlaps another of the same address and port.
     ranges: BTreeSet<Box<[u8]>>,
-    /// Numbers that were recalled.
+    /// Numbers that ClusterIPs lead to, and those that were recalled.
+    served: HashSet<u32>,
     taken: HashSet<u32>,
     /// What was wanted since [`Held::remember`], if that was asked for.
     wanted: Option<Vec<Box<[u8]>>>,
@@ -113,7 +114,12 @@ impl Held {
     fn keep(&mut self, record: &[u8], shapes: &Shapes) {
         match set_of(record) {
             Set::AllowedSources => drop(self.ranges.insert(record.into())),
-            _ => drop(self.records.insert(Kept { record: record.into(), identity: shapes.identity(record).len() })),
+            set => {
+                if set == Set::Services {
+                    self.served.extend(number_of(record, shapes));
+                }
+                self.records.insert(Kept { record: record.into(), identity: shapes.identity(record).len() });
+            }
         }
     }
 
@@ -131,13 +137,15 @@ impl Held {
         numbers
     }
 
-    /// The number that the first of these entrances leads to.
+    /// The number that the ClusterIP leads to, or else the first of these entrances: but not the number of another
+    /// ClusterIP, for an external address or a NodePort may have changed hands.
     fn number(&self, entrances: &Footprint, shapes: &Shapes) -> Option<u32> {
         entrances
             .records(shapes)
-            .filter_map(|record| self.records.get(shapes.identity(record)))
-            .filter_map(|kept| number_of(&kept.record, shapes))
-            .find(|&number| number != 0)
+            .filter_map(|record| Some((set_of(record), self.records.get(shapes.identity(record))?)))
+            .filter_map(|(set, kept)| Some((set, number_of(&kept.record, shapes)?)))
+            .find(|(set, number)| *number != 0 && (*set == Set::Services || !self.served.contains(number)))
+            .map(|(_, number)| number)
     }
 
     /// The records that are keyed by a number, for their slots. Slots that are drawn from have no gaps.

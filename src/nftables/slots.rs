@@ -46,15 +46,25 @@ pub fn arrange<T: Copy + Ord>(old: &[Option<T>], wanted: &[(T, usize)]) -> Vec<T
     slots.into_iter().filter_map(|slot| slot.or_else(|| rest.next())).collect()
 }
 
-/// Gives every wanted item a slot that it keeps for as long as it is wanted. `None` where no slot below `limit` is free.
-pub fn settle<T: Copy + Ord>(old: &[Option<T>], wanted: &[T], limit: usize) -> Vec<(T, Option<usize>)> {
+/// Gives every wanted item a slot below `limit` that it keeps for as long as it is wanted: what it has in `old`, sorted,
+/// or the first free one from its choice on, round about. `None` where no slot is free.
+pub fn settle<T: Copy + Ord>(
+    old: &[(T, usize)],
+    wanted: &[T],
+    choice: impl Fn(T) -> usize,
+    limit: usize,
+) -> Vec<(T, Option<usize>)> {
+    let kept = |item| old.binary_search_by_key(&item, |(kept, _)| *kept).ok().map(|at| old[at].1);
     let mut seats: Vec<(T, Option<usize>)> =
-        wanted.iter().map(|&item| (item, old.iter().position(|slot| *slot == Some(item)))).collect();
+        wanted.iter().map(|&item| (item, kept(item).filter(|seat| *seat < limit))).collect();
     let mut taken = vec![false; limit];
-    seats.iter().filter_map(|(_, seat)| *seat).filter(|seat| *seat < limit).for_each(|seat| taken[seat] = true);
-    let mut free = (0..limit).filter(|&seat| !taken[seat]);
-    for (_, seat) in seats.iter_mut().filter(|(_, seat)| seat.is_none_or(|seat| seat >= limit)) {
-        *seat = free.next();
+    seats.iter().filter_map(|(_, seat)| *seat).for_each(|seat| taken[seat] = true);
+    for (item, seat) in seats.iter_mut().filter(|(_, seat)| seat.is_none()) {
+        let first = choice(*item);
+        *seat = (0..limit).map(|step| (first + step) % limit).find(|&seat| !taken[seat]);
+        if let Some(seat) = *seat {
+            taken[seat] = true;
+        }
     }
     seats
 }
@@ -95,8 +105,13 @@ mod tests {
 
     #[test]
     fn a_seat_is_kept_for_life() {
-        let old = [Some('a'), None, Some('c')];
-        assert_eq!(settle(&old, &['c', 'd', 'e'], 8), [('c', Some(2)), ('d', Some(0)), ('e', Some(1))]);
-        assert_eq!(settle(&old, &['x', 'a'], 1), [('x', None), ('a', Some(0))]);
+        let old = [('a', 0), ('c', 2)];
+        let choice = |item| item as usize - 'a' as usize;
+        assert_eq!(settle(&old, &['c', 'd', 'e'], choice, 8), [('c', Some(2)), ('d', Some(3)), ('e', Some(4))]);
+        assert_eq!(settle(&old, &['a', 'c', 'k'], choice, 8), [('a', Some(0)), ('c', Some(2)), ('k', Some(3))]);
+        assert_eq!(
+            settle(&old, &['a', 'b', 'd', 'h'], choice, 3).into_iter().map(|(_, seat)| seat).collect::<Vec<_>>(),
+            [Some(0), Some(1), Some(2), None]
+        );
     }
 }

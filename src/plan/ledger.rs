@@ -4,6 +4,7 @@
 //! Keeps a few bytes per Service, never its plan (UDP ports excepted: their flows are compared).
 
 use std::collections::BTreeSet;
+use std::collections::hash_map::Entry;
 
 use super::claims::{Claims, Clash};
 use super::endpoints::ready_here;
@@ -23,8 +24,9 @@ pub struct Ledger {
     stale: Stale,
 }
 
-/// The plans of all Services of a family: those with external addresses last, for these may be somebody's ClusterIP; else in
-/// the order of their names, so that clashes end the same way after every start.
+/// The plans of all Services of a family. Those with external addresses come last, but get their ClusterIPs first: an
+/// external address may be somebody's ClusterIP. Else they come in the order of their names. So clashes end the same way
+/// after every start.
 ///
 /// Nothing is planned before the first is asked for: a backend may have begun something that goes on beside it by then.
 pub struct PlanAll<'a> {
@@ -67,20 +69,27 @@ impl Ledger {
     }
 
     /// Plans these Services in the order of their names, and others that get addresses which these give up, or lose
-    /// addresses to them.
+    /// addresses to them; each once.
     pub fn plan(
         &mut self,
         store: &Store,
         here: &Here,
         names: impl IntoIterator<Item = ObjectName>,
     ) -> Vec<ServicePlan> {
-        let mut plans = Vec::new();
+        let mut plans: Vec<ServicePlan> = Vec::new();
+        let mut places: NameMap<usize> = NameMap::default();
         let mut queue: BTreeSet<ObjectName> = names.into_iter().collect();
         let losers = self.reserve(store, &queue);
         queue.extend(losers);
         while let Some(name) = queue.pop_first() {
             let (plan, again) = self.plan_one(store, here, &name);
-            plans.push(plan);
+            match places.entry(name) {
+                Entry::Occupied(place) => plans[*place.get()] = plan,
+                Entry::Vacant(place) => {
+                    place.insert(plans.len());
+                    plans.push(plan);
+                }
+            }
             // Whoever got something may wait for more. This ends: to plan again gives nothing up, and takes an address
             // from another only for a ClusterIP, which then nobody takes.
             queue.extend(again);
@@ -146,9 +155,11 @@ impl Ledger {
     }
 
     /// Judges the flows of every Service anew when it is planned next: without rules for a while, some may not have been
-    /// translated at all.
+    /// translated at all. Where a Service will not be any more, they end.
     pub fn distrust_flows(&mut self) {
-        self.udp.clear();
+        for port in std::mem::take(&mut self.udp).into_values().flatten() {
+            self.stale.changed(Some(&port), None);
+        }
     }
 
     /// Health checks that changed since this was last called: port, and ready endpoints on this node (contract 12.3).
@@ -202,20 +213,20 @@ impl<'a> PlanAll<'a> {
         self.again
     }
 
-    /// The names of all Services, in order.
-    fn names(&mut self) -> Vec<&'a ObjectName> {
-        let mut parts = [Vec::with_capacity(self.left), Vec::new()];
-        for (name, service) in self.store.services_of(self.ledger.family).take(self.left) {
+    /// Makes everything ready. Returns the Services in the order in which they are planned.
+    fn begin(&mut self) -> std::vec::IntoIter<&'a ObjectName> {
+        let (mut names, mut last) = (Vec::with_capacity(self.left), Vec::new());
+        for (name, service) in self.store.services_of(self.ledger.family) {
+            let part = if service.has_external_addresses() { &mut last } else { &mut names };
             // With its text beside it, for to compare names is to go a long way.
-            parts[usize::from(service.has_external_addresses())].push((name.as_str(), name));
+            part.push((name.as_str(), name));
         }
-        for part in &mut parts {
-            part.sort_unstable();
-        }
+        names.sort_unstable();
+        last.sort_unstable();
         self.ledger.expect(self.left);
-        // Who loses an address by that is among them.
-        self.ledger.reserve(self.store, parts[1].iter().map(|(_, name)| *name));
-        parts.into_iter().flatten().map(|(_, name)| name).collect()
+        // Who loses an address by that is planned anyway.
+        self.ledger.reserve(self.store, last.iter().map(|(_, name)| *name));
+        names.into_iter().chain(last).map(|(_, name)| name).collect::<Vec<_>>().into_iter()
     }
 }
 
@@ -223,12 +234,10 @@ impl Iterator for PlanAll<'_> {
     type Item = ServicePlan;
 
     fn next(&mut self) -> Option<ServicePlan> {
-        let names = match self.names.take() {
-            Some(names) => names,
-            None => self.names().into_iter(),
-        };
+        let names = self.names.take().unwrap_or_else(|| self.begin());
         let name = self.names.insert(names).next()?;
         self.left -= 1;
+        self.again.remove(name);
         let (plan, again) = self.ledger.plan_one(self.store, self.here, name);
         self.again.extend(again);
         Some(plan)
@@ -267,13 +276,13 @@ impl Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Event, Service, ServicePort};
+    use crate::model::{self, EndpointSlice, Event, Service, ServicePort, SlicePort};
     use crate::plan::flows::Flow;
 
     fn put(store: &mut Store, name: &str, cluster_ip: &str, external: &[&str], protocol: Protocol) -> ObjectName {
         let name = ObjectName::new("ns", name);
         let service = Service {
-            cluster_ips: [cluster_ip.parse().ok(), None],
+            cluster_ips: [Some(cluster_ip.parse().unwrap()), None],
             ports: vec![ServicePort { name: "".into(), protocol, port: 53, node_port: 0 }],
             external_ips: external.iter().map(|address| address.parse().unwrap()).collect(),
             ..Service::default()
@@ -355,12 +364,24 @@ mod tests {
             }
             let mut all = ledger.plan_all(&store, &here);
             let plans: Vec<_> = all.by_ref().collect();
-            assert!(all.again().iter().all(|name| before == ["grab"] && name.name() == "grab"), "{before:?}");
+            assert!(all.again().is_empty(), "{before:?}");
             let ports: Vec<_> = plans.iter().map(|plan| (plan.name.name(), &plan.ports[0])).collect();
             assert_eq!((ports.len(), ports[0].0), (2, "web"), "{before:?}");
             let left: Vec<_> = ports[1].1.external_addresses().map(|address| address.to_string()).collect();
             assert_eq!(left, ["203.0.113.1"], "{before:?}");
         }
+    }
+
+    #[test]
+    fn a_clash_of_cluster_ips_ends_the_same_way_after_every_start() {
+        let (mut store, here) = (Store::default(), Here::default());
+        put(&mut store, "a", "10.96.0.1", &[], Protocol::Tcp);
+        put(&mut store, "b", "10.96.0.1", &["203.0.113.1"], Protocol::Tcp);
+        put(&mut store, "c", "10.96.0.1", &["203.0.113.2"], Protocol::Tcp);
+        let mut ledger = Ledger::new(Family::V4);
+        let plans: Vec<_> = ledger.plan_all(&store, &here).collect();
+        let ports: Vec<_> = plans.iter().map(|plan| (plan.name.name(), plan.ports.len())).collect();
+        assert_eq!(ports, [("a", 0), ("b", 1), ("c", 0)]);
     }
 
     #[test]
@@ -385,6 +406,55 @@ mod tests {
         ledger.plan_departed(&store, &here);
         let new = put(&mut store, "new", "10.96.0.1", &[], Protocol::Tcp);
         assert_eq!(ledger.plan(&store, &here, [new])[0].ports.len(), 1);
+    }
+
+    /// It waits for an address that is taken from it again at once.
+    #[test]
+    fn a_service_is_planned_once_though_it_gets_and_loses() {
+        let (mut store, here, mut ledger) = (Store::default(), Here::default(), Ledger::new(Family::V4));
+        let c = "203.0.113.1";
+        let old = put(&mut store, "a", c, &[], Protocol::Tcp);
+        let waits = put(&mut store, "b", "10.96.0.2", &[c], Protocol::Tcp);
+        ledger.plan(&store, &here, [old.clone(), waits.clone()]);
+        store.apply(Event::Service(old.clone(), None));
+        let new = put(&mut store, "w", c, &[], Protocol::Tcp);
+        let plans = ledger.plan(&store, &here, [old, new]);
+        let ports: Vec<_> = plans.iter().map(|plan| (plan.name.name(), plan.ports.len())).collect();
+        assert_eq!(ports, [("a", 0), ("b", 1), ("w", 1)]);
+        assert_eq!(plans[1].ports[0].external_addresses().count(), 0);
+    }
+
+    #[test]
+    fn flows_to_an_address_that_goes_while_all_is_planned_end() {
+        let (mut store, here, mut ledger) = (Store::default(), Here::default(), Ledger::new(Family::V4));
+        let name = put(&mut store, "dns", "10.96.0.10", &["203.0.113.1"], Protocol::Udp);
+        let endpoint = model::Endpoint {
+            address: "10.244.0.1".parse().unwrap(),
+            ready: true,
+            serving: true,
+            terminating: false,
+            local: false,
+            hinted_node: None,
+            hinted_zones: Box::default(),
+            weight: None,
+        };
+        let slice = EndpointSlice {
+            service: name.clone(),
+            family: Family::V4,
+            ports: vec![SlicePort { name: "".into(), protocol: Protocol::Udp, port: 53 }],
+            endpoints: vec![endpoint],
+            triggered: None,
+        };
+        store.apply(Event::EndpointSlice(ObjectName::new("ns", "dns-1"), Some(slice)));
+        ledger.plan(&store, &here, [name]);
+        ledger.take_stale();
+        put(&mut store, "dns", "10.96.0.10", &[], Protocol::Udp);
+        ledger.distrust_flows();
+        assert_eq!(ledger.plan_all(&store, &here).count(), 1);
+        let stale = ledger.take_stale();
+        let flow = |to: &str| Flow { destination: to.parse().unwrap(), answering: "10.244.0.1:53".parse().unwrap() };
+        assert!(stale.is_stale(&flow("203.0.113.1:53")), "it is not served there any more");
+        assert!(!stale.is_stale(&flow("10.96.0.10:53")), "it is served there still");
     }
 
     #[test]

@@ -118,7 +118,7 @@ mod tests {
 
     fn service() -> Service {
         Service {
-            cluster_ips: ["10.96.0.10".parse().ok(), "fd00::10".parse().ok()],
+            cluster_ips: ["10.96.0.10", "fd00::10"].map(|address| Some(address.parse().unwrap())),
             ports: vec![ServicePort { name: "p".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 }],
             ..Service::default()
         }
@@ -175,7 +175,7 @@ mod tests {
         assert_eq!(plan_of(&service(), &[slice(true)], Family::V4).internal, Route::Cluster);
         let v6 = plan_of(&service(), &[slice(true)], Family::V6);
         assert_eq!((v6.internal, v6.cluster_ip), (Route::Reject, "fd00::10".parse().unwrap()));
-        let single = Service { cluster_ips: ["10.96.0.10".parse().ok(), None], ..service() };
+        let single = Service { cluster_ips: [service().cluster_ips[0], None], ..service() };
         let none = plan(&ObjectName::new("ns", "s"), Some(&single), [].iter(), Family::V6, &Here::default());
         assert!(none.ports.is_empty());
     }

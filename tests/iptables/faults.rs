@@ -56,6 +56,25 @@ fn a_larger_table_in_place_of_ours_is_noticed() {
     });
 }
 
+/// A tool that begins to read when its pipe has been full for long, and one that never does: every rule gets there.
+#[test]
+fn a_tool_may_read_late_or_not_at_all() {
+    isolated("faults::a_tool_may_read_late_or_not_at_all", || {
+        use_variant("legacy");
+        let facts = facts(Family::V4);
+        let many: Vec<_> = (0..6000).map(|n| Plan::new(Family::V4, n).endpoints(&[12, 13, 14]).build()).collect();
+        programmed(&facts, &many);
+        let expected = saved(Family::V4);
+        before("iptables-restore", "echo >>/run/calls; case $(wc -l </run/calls) in 1) sleep 1;; 2) exit 1;; esac");
+        for calls in [1, 3] {
+            wipe(Family::V4);
+            programmed(&facts, &many);
+            assert_eq!(run("wc -l </run/calls").trim(), calls.to_string());
+            assert!(saved(Family::V4) == expected, "after {calls} calls");
+        }
+    });
+}
+
 in_both_variants! {
     /// Whatever part of our rules somebody takes away is missed, and comes back; in one family as in the other.
     fn a_flush_of_any_table_is_noticed() {
@@ -128,6 +147,25 @@ in_both_variants! {
         assert_eq!(report.set_aside.len(), 2);
         assert!(report.set_aside.iter().all(|(_, reason)| reason.contains("fd00::1")), "{:?}", report.set_aside);
         assert_same(&saved(Family::V4), &without);
+    }
+
+    /// All ports of a Service that is refused are told of, and none of another.
+    fn the_ports_of_a_refused_service_are_told() {
+        let mut two = broken(20).build();
+        let mut second = two.ports[0].clone();
+        (second.name.port, second.port) = ("https".into(), 443);
+        two.ports.push(second);
+        let plans =
+            [ServicePlan::none(&ObjectName::new("ns", "gone")), Plan::new(Family::V4, 2).endpoints(&[2]).build(), two];
+        let told = |report: Report| {
+            let mut ports: Vec<_> = report.set_aside.iter().map(|(port, _)| port.to_string()).collect();
+            ports.sort();
+            ports
+        };
+        let mut live = backend(Family::V4);
+        let loaded = live.replace(&facts(Family::V4), &mut plans.iter().cloned()).unwrap();
+        assert_eq!(told(loaded), ["ns/svc20:http", "ns/svc20:https"]);
+        assert_eq!(told(live.update(&plans).unwrap()), ["ns/svc20:http", "ns/svc20:https"]);
     }
 
     /// A Service that is refused has left chains that lead to others of its own, which go all the same.

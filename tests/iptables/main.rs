@@ -11,9 +11,9 @@ mod plans;
 use std::collections::BTreeMap;
 use std::net::UdpSocket;
 
-use kube_proxy::backend::Backend;
+use kube_proxy::backend::{Backend, Report};
 use kube_proxy::iptables::{self, Iptables, Options};
-use kube_proxy::model::Family;
+use kube_proxy::model::{Family, ObjectName};
 use kube_proxy::plan::{NodeFacts, NodePortAddresses, ServicePlan};
 
 use network::Answer;
@@ -286,7 +286,7 @@ in_both_variants! {
         }
     }
 
-    /// A Service that gets what another one gives up is planned twice in one update.
+    /// A Service gets what another one gives up, in one update.
     fn addresses_may_change_hands() {
         let facts = facts(Family::V4);
         let plan = |number, external: Option<&ServicePlan>| {
@@ -297,7 +297,7 @@ in_both_variants! {
         let first = [5, 6].map(|number| Plan::new(Family::V4, number).endpoints(&[number]).external_ip().build());
         let mut live = programmed(&facts, &first);
         let last = [plan(5, Some(&first[1])), plan(6, None)];
-        let report = live.update(&[plan(5, None), last[1].clone(), last[0].clone()]).unwrap();
+        let report = live.update(&last).unwrap();
         assert!(report.set_aside.is_empty(), "{:?}", report.set_aside);
         let now = saved(Family::V4);
         wipe(Family::V4);
