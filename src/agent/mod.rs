@@ -229,7 +229,9 @@ impl Agent {
         for runner in &mut self.runners {
             let started = Instant::now();
             let Some(due) = runner.due(started, not_before) else { continue };
-            self.watchers.wanted(runner.proxy.borrow().family());
+            if runner.proxy.borrow().is_pending() {
+                self.watchers.wanted(runner.proxy.borrow().family());
+            }
             if due > started {
                 continue;
             }
@@ -298,11 +300,11 @@ impl Agent {
 // === impl Runner ===
 
 impl Runner {
-    /// When the next sync may run, as of `now`, and changes not before a moment; `None` when there is nothing to do.
+    /// When the next sync may run, as of `now`, and changes not before a moment. `None` only before the first one.
     fn due(&self, now: Instant, not_before: Option<Instant>) -> Option<Instant> {
         let proxy = self.proxy.borrow();
         // Where there are no rules, those of an unfinished list are better than none.
         let wanted = not_before.filter(|_| proxy.is_loaded()).map_or(now, |moment| moment.max(now));
-        proxy.is_pending().then(|| self.pace.due(wanted))
+        if proxy.is_pending() { Some(self.pace.due(wanted)) } else { self.pace.idle() }
     }
 }

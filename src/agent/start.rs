@@ -31,6 +31,8 @@ use crate::plan::Ledger;
 
 /// How long a dry run waits for the ranges of ClusterIPs.
 const SERVICE_CIDR_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a proxy goes without a sync when nothing is to do; in IPVS mode it is `syncPeriod` (contract 14.1).
+const IDLE: Duration = Duration::from_secs(3600);
 
 /// Serves until told to stop.
 ///
@@ -181,7 +183,8 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals, alarm: Rc<Al
         expose_counters(&setup.metrics);
     }
     post_start(&setup);
-    let pace = || Pace::new(setup.config.min_sync_period, setup.config.sync_period);
+    let longest = if setup.config.mode == Mode::Ipvs { setup.config.sync_period } else { IDLE };
+    let pace = || Pace::new(setup.config.min_sync_period, setup.config.sync_period, longest);
     let runners = proxies.into_iter().map(|proxy| Runner { proxy, pace: pace() }).collect();
     let watchers = Watchers {
         executor: Rc::clone(&setup.executor),

@@ -160,7 +160,9 @@ impl Watchers {
         for trigger in backlog.triggers {
             self.metrics.programmed(family, since_epoch.saturating_sub(Duration::from_nanos(trigger)));
         }
-        self.metrics.changed(family, backlog.since.unwrap_or(started).elapsed());
+        if let Some(since) = backlog.since.or(full.then_some(started)) {
+            self.metrics.changed(family, since.elapsed());
+        }
         let tally = this.tally();
         self.metrics.programmed_services.with(&[label]).set(tally.services as f64);
         self.metrics.programmed_endpoints.with(&[label]).set(tally.endpoints as f64);
