@@ -16,7 +16,8 @@ use nix::fcntl::{FcntlArg, SpliceFFlags, fcntl, splice};
 use super::probe::Tools;
 use super::shared::Table;
 
-/// A tool reads some 16 MB in a second. In this time of a full pipe, per byte that it holds, it reads a quarter of it.
+/// How long to look away from a full pipe, for each byte that it holds: a tool reads some 16 MB in a second, so a quarter
+/// of it meanwhile.
 const BREATH: Duration = Duration::from_nanos(16);
 
 /// The tool starts with the first line.
