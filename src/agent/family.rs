@@ -194,6 +194,7 @@ impl Proxy {
 
     fn update(&mut self, store: &Store) -> Result<usize, Error> {
         if self.pending.is_empty() {
+            self.tables.iter_mut().for_each(|table| table.written = 0);
             return Ok(0);
         }
         let plans = self.ledger.plan(store, &self.here, std::mem::take(&mut self.pending));

@@ -41,6 +41,9 @@ use watchers::Watchers;
 /// How many events are taken in before the loop looks at anything else.
 const EVENTS_PER_TURN: usize = 4096;
 
+/// What is done without a reason is done this often at most.
+const SHORTEST_PERIOD: Duration = Duration::from_secs(1);
+
 /// Whoever flushes one table of iptables goes on with the next: rules in between would make that fail.
 const FLUSHING: Duration = Duration::from_millis(500);
 
@@ -222,7 +225,7 @@ impl Agent {
         }
     }
 
-    /// Programs what is pending and due, each family by itself.
+    /// Programs what is pending and due, each family by itself; where nothing is pending for long, says so.
     fn sync(&mut self) {
         let (mut ran, mut succeeded) = (false, false);
         let not_before = self.not_before();
@@ -288,11 +291,10 @@ impl Agent {
     }
 
     fn inspection_period(&self) -> Duration {
-        const SHORTEST: Duration = Duration::from_secs(1);
         match self.config.mode {
             // One number is read, and compared; three where iptables is the legacy variant.
-            Mode::Nftables | Mode::Iptables => SHORTEST,
-            Mode::Ipvs => self.config.sync_period.max(SHORTEST),
+            Mode::Nftables | Mode::Iptables => SHORTEST_PERIOD,
+            Mode::Ipvs => self.config.sync_period.max(SHORTEST_PERIOD),
         }
     }
 }
@@ -300,7 +302,7 @@ impl Agent {
 // === impl Runner ===
 
 impl Runner {
-    /// When the next sync may run, as of `now`, and changes not before a moment. `None` only before the first one.
+    /// When the next sync may run, as of `now`, and changes not before a moment. `None`: never without a change.
     fn due(&self, now: Instant, not_before: Option<Instant>) -> Option<Instant> {
         let proxy = self.proxy.borrow();
         // Where there are no rules, those of an unfinished list are better than none.

@@ -18,7 +18,7 @@ use super::setup::Setup;
 use super::signs::{ConfigFile, Signals};
 use super::thread::{self, Alarm};
 use super::watchers::{Watchdog, Watchers};
-use super::{Agent, Runner, Stop};
+use super::{Agent, Runner, SHORTEST_PERIOD, Stop};
 use crate::config::{Config, Loaded, Mode, Options};
 use crate::ipvs;
 use crate::kernel::{links, sysctl};
@@ -183,7 +183,7 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals, alarm: Rc<Al
         expose_counters(&setup.metrics);
     }
     post_start(&setup);
-    let longest = if setup.config.mode == Mode::Ipvs { setup.config.sync_period } else { IDLE };
+    let longest = if setup.config.mode == Mode::Ipvs { setup.config.sync_period.max(SHORTEST_PERIOD) } else { IDLE };
     let pace = || Pace::new(setup.config.min_sync_period, setup.config.sync_period, longest);
     let runners = proxies.into_iter().map(|proxy| Runner { proxy, pace: pace() }).collect();
     let watchers = Watchers {

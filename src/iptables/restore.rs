@@ -2,7 +2,8 @@
 //! the tool refuses is left out while all others are programmed.
 //!
 //! The text goes to an anonymous file in the page cache, which becomes the tool's standard input, or whose pages a tool
-//! reads along: nothing of it is kept in this process, and it can be read again when a Service must be left out. Must not know what the rules mean.
+//! reads along: nothing of it is kept in this process, and it can be read again when a Service must be left out. Must not
+//! know what the rules mean.
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -47,24 +47,21 @@ pub fn arrange<T: Copy + Ord>(old: &[Option<T>], wanted: &[(T, usize)]) -> Vec<T
 }
 
 /// Gives every wanted item a slot below `limit` that it keeps for as long as it is wanted: what it has in `old`, sorted,
-/// or the first free one from its choice on, round about. `None` where no slot is free.
+/// if nobody else has that, or the first free one from its choice on, round about. `None` where no slot is free.
 pub fn settle<T: Copy + Ord>(
     old: &[(T, usize)],
     wanted: &[T],
     choice: impl Fn(T) -> usize,
     limit: usize,
 ) -> Vec<(T, Option<usize>)> {
+    let mut taken = vec![false; limit];
+    let mut take = |seat: usize| taken.get_mut(seat).is_some_and(|taken| !std::mem::replace(taken, true));
     let kept = |item| old.binary_search_by_key(&item, |(kept, _)| *kept).ok().map(|at| old[at].1);
     let mut seats: Vec<(T, Option<usize>)> =
-        wanted.iter().map(|&item| (item, kept(item).filter(|seat| *seat < limit))).collect();
-    let mut taken = vec![false; limit];
-    seats.iter().filter_map(|(_, seat)| *seat).for_each(|seat| taken[seat] = true);
+        wanted.iter().map(|&item| (item, kept(item).filter(|&seat| take(seat)))).collect();
     for (item, seat) in seats.iter_mut().filter(|(_, seat)| seat.is_none()) {
         let first = choice(*item);
-        *seat = (0..limit).map(|step| (first + step) % limit).find(|&seat| !taken[seat]);
-        if let Some(seat) = *seat {
-            taken[seat] = true;
-        }
+        *seat = (0..limit).map(|step| (first + step) % limit).find(|&seat| take(seat));
     }
     seats
 }
@@ -108,6 +105,8 @@ mod tests {
         let old = [('a', 0), ('c', 2)];
         let choice = |item| item as usize - 'a' as usize;
         assert_eq!(settle(&old, &['c', 'd', 'e'], choice, 8), [('c', Some(2)), ('d', Some(3)), ('e', Some(4))]);
+        let contested = [('a', 2), ('c', 2)];
+        assert_eq!(settle(&contested, &['a', 'c'], choice, 8), [('a', Some(2)), ('c', Some(3))]);
         assert_eq!(settle(&old, &['a', 'c', 'k'], choice, 8), [('a', Some(0)), ('c', Some(2)), ('k', Some(3))]);
         assert_eq!(
             settle(&old, &['a', 'b', 'd', 'h'], choice, 3).into_iter().map(|(_, seat)| seat).collect::<Vec<_>>(),

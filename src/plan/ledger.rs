@@ -4,7 +4,6 @@
 //! Keeps a few bytes per Service, never its plan (UDP ports excepted: their flows are compared).
 
 use std::collections::BTreeSet;
-use std::collections::hash_map::Entry;
 
 use super::claims::{Claims, Clash};
 use super::endpoints::ready_here;
@@ -77,22 +76,24 @@ impl Ledger {
         names: impl IntoIterator<Item = ObjectName>,
     ) -> Vec<ServicePlan> {
         let mut plans: Vec<ServicePlan> = Vec::new();
-        let mut places: NameMap<usize> = NameMap::default();
         let mut queue: BTreeSet<ObjectName> = names.into_iter().collect();
+        let mut once = true;
         let losers = self.reserve(store, &queue);
         queue.extend(losers);
         while let Some(name) = queue.pop_first() {
             let (plan, again) = self.plan_one(store, here, &name);
-            match places.entry(name) {
-                Entry::Occupied(place) => plans[*place.get()] = plan,
-                Entry::Vacant(place) => {
-                    place.insert(plans.len());
-                    plans.push(plan);
-                }
-            }
+            plans.push(plan);
             // Whoever got something may wait for more. This ends: to plan again gives nothing up, and takes an address
             // from another only for a ClusterIP, which then nobody takes.
+            once &= again.is_empty();
             queue.extend(again);
+        }
+        if !once {
+            // The last plan of each holds.
+            let mut seen = NameSet::default();
+            plans.reverse();
+            plans.retain(|plan| seen.insert(plan.name.clone()));
+            plans.reverse();
         }
         plans
     }
@@ -420,8 +421,8 @@ mod tests {
         let new = put(&mut store, "w", c, &[], Protocol::Tcp);
         let plans = ledger.plan(&store, &here, [old, new]);
         let ports: Vec<_> = plans.iter().map(|plan| (plan.name.name(), plan.ports.len())).collect();
-        assert_eq!(ports, [("a", 0), ("b", 1), ("w", 1)]);
-        assert_eq!(plans[1].ports[0].external_addresses().count(), 0);
+        assert_eq!(ports, [("a", 0), ("w", 1), ("b", 1)]);
+        assert_eq!(plans[2].ports[0].external_addresses().count(), 0);
     }
 
     #[test]
