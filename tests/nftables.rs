@@ -376,6 +376,40 @@ fn forwarded_packets_have_the_priority_that_they_would_have_without_us() {
     });
 }
 
+/// A change may reach the kernel while a packet is on its way through the rules: what it drew is gone when it is looked up.
+#[test]
+fn a_packet_whose_slot_is_gone_gets_another() {
+    isolated("a_packet_whose_slot_is_gone_gets_another", || {
+        for (family, name) in FAMILIES {
+            let (pod, client, cluster_ip) = match family {
+                Family::V4 => ("10.244.0.200", "192.0.2.10", "10.96.0.1:80"),
+                Family::V6 => ("fd00:10:244::c8", "2001:db8::10", "[fd00:10:96::1]:80"),
+            };
+            host("pod", pod, 8080);
+            host("client", client, 8080);
+            for (plan, gone) in [
+                (service(family, 1, &[200, 201, 202, 203]), ["endpoints", "1 2 3"]),
+                (sticky(family, &[200, 201, 202, 203]), ["draw", "1 2 3"]),
+            ] {
+                let _table = load(family, &[plan]);
+                let [map, slots] = gone;
+                run(&format!(
+                    "number=$(nft -j list map {name} kube-proxy {map} | grep -o '\"concat\": \\[\"[^\"]*' | head -n 1 | \
+                         sed 's/.*\"//')
+                     for slot in {slots}; do nft delete element {name} kube-proxy {map} \"{{ $number . $slot }}\"; done
+                     nft flush map {name} kube-proxy affinity"
+                ));
+                for _ in 0..20 {
+                    let answer = tcp("client", cluster_ip);
+                    assert!(answer.starts_with("pod "), "{map}: {answer}");
+                    run(&format!("nft flush map {name} kube-proxy affinity"));
+                }
+                run(&format!("nft delete table {name} kube-proxy"));
+            }
+        }
+    });
+}
+
 #[test]
 fn a_flushed_table_is_noticed() {
     isolated("a_flushed_table_is_noticed", || {

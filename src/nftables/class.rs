@@ -77,13 +77,16 @@ impl Class {
         }
     }
 
-    /// Draw a slot, go to the endpoint in it.
+    /// Draw a slot, go to the endpoint in it. A change may come in between, after which there are fewer slots: the first one
+    /// is there as long as any is.
     fn plain_rules(&self, family: Family) -> Vec<Vec<Step>> {
-        vec![vec![only_number()], vec![dnat(table_family(family), map(concat([priority(), self.draw()]), "endpoints"))]]
+        let endpoint = |slot| dnat(table_family(family), map(concat([priority(), slot]), "endpoints"));
+        vec![vec![only_number()], vec![endpoint(self.draw())], vec![endpoint(self.first())]]
     }
 
     /// A client that is remembered goes where it went, if that endpoint is still there. Else a slot is drawn and
-    /// remembered; when there is no room to remember it, the last rule still balances.
+    /// remembered; when there is no room to remember it, the next rule still balances. The last three are for packets
+    /// that a change overtakes, as in a plain class.
     fn sticky_rules(&self, family: Family, seconds: u32) -> Vec<Vec<Step>> {
         let slots = if self.local { "local-slots" } else { "slots" };
         let client = || concat([address_field(family, "saddr"), and(priority(), classid(NUMBER_MASK))]);
@@ -100,11 +103,19 @@ impl Class {
             vec![learn(LearnAction::Delete, "affinity", client(), priority())],
             vec![learn(LearnAction::Add(seconds), "affinity", client(), priority())],
             vec![dnat(table_family(family), map(priority(), slots))],
+            vec![only_number()],
+            vec![set(MetaKey::Priority, map(concat([priority(), self.first()]), "draw"))],
+            vec![dnat(table_family(family), map(priority(), slots))],
         ]
     }
 
     fn draw(&self) -> Value {
         random(self.size, self.offset())
+    }
+
+    /// The first slot, as the only one that can be drawn.
+    fn first(&self) -> Value {
+        random(1, self.offset())
     }
 
     /// Where this class's slots begin.
