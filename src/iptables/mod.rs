@@ -8,8 +8,9 @@
 //!
 //! What it costs: the legacy variant reads and replaces a whole table for every change, so its time grows with the
 //! cluster whatever we do; we touch a table only if it changes. The nft variant takes a time that grows with the square
-//! of the chains in one call, so a full load goes in slices. Both are child processes that are waited for: a few
-//! milliseconds for a change in the nft variant, up to seconds for a full load of thousands of Services.
+//! of the chains in one call, so a full load goes in slices, and a time that grows with all chains for a change. Both are
+//! child processes that are waited for: a tenth of a second for a change among 10,000 Services, seconds for a full load of
+//! them in the nft variant (*measured*, docs/benchmarks/iptables.md).
 
 mod address;
 mod cleanup;
