@@ -131,8 +131,7 @@ fn touch_memory() {
     std::hint::black_box(vec![1_u8; MEMORY]);
 }
 
-/// Empties the tables, so that the next one begins as the first one did. The nft variant is not asked to: tens of thousands
-/// of chains are too much for it.
+/// Empties the tables, so that the next one begins as the first one did. Those of the nft variant go as a whole.
 fn flush(tool: &str) -> Result<String, String> {
     let empty = match tool {
         "iptables-nft" => "nft \"add table ip $t; delete table ip $t\"".to_owned(),
