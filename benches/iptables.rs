@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use kube_proxy::backend::Backend;
 use kube_proxy::iptables::{Iptables, Options};
-use kube_proxy::model::{Family, ObjectName, Protocol};
+use kube_proxy::model::{Family, ObjectName, Place, Protocol};
 use kube_proxy::plan::{Endpoint, LocalTraffic, NodeFacts, NodePortAddresses, PortName, PortPlan, Route, ServicePlan};
 
 const INSIDE: &str = "KUBE_PROXY_BENCH_VARIANT";
@@ -108,7 +108,7 @@ fn plan(n: u16, round: u16, local: bool) -> ServicePlan {
     let endpoint = |i: u8, round: u16| Endpoint {
         address: [10, 244 + i, high, low].into(),
         port: 8080 + round,
-        local,
+        place: if local { Place::Here } else { Place::Elsewhere },
         weight: if local { i.into() } else { 1 },
     };
     let port = PortPlan {

@@ -7,7 +7,7 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use kube_proxy::kernel::conntrack::{self, Swept};
-use kube_proxy::model::{ObjectName, Protocol};
+use kube_proxy::model::{ObjectName, Place, Protocol};
 use kube_proxy::plan::flows::{Flow, Stale};
 use kube_proxy::plan::{Endpoint, PortName, PortPlan, Route};
 use nix::sys::socket::AddressFamily;
@@ -98,7 +98,7 @@ fn exactly_the_chosen_flows_are_deleted() {
 fn dns(serving: &[&str]) -> PortPlan {
     let serving: Vec<Endpoint> = serving
         .iter()
-        .map(|address| Endpoint { address: address.parse().unwrap(), port: 5353, local: true, weight: 1 })
+        .map(|address| Endpoint { address: address.parse().unwrap(), port: 5353, place: Place::Here, weight: 1 })
         .collect();
     PortPlan {
         name: PortName { service: ObjectName::new("ns", "dns"), port: "u".into(), protocol: Protocol::Udp },

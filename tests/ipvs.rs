@@ -7,11 +7,12 @@ use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 
+use Place::{Elsewhere, Here};
 use ipnet::IpNet;
 use kube_proxy::backend::{Backend, Report};
 use kube_proxy::ipvs::{Ipvs, Options, Scheduler};
 use kube_proxy::kernel::links;
-use kube_proxy::model::{Family, ObjectName, Protocol};
+use kube_proxy::model::{Family, ObjectName, Place, Protocol};
 use kube_proxy::plan::{Endpoint, LocalTraffic, NodeFacts, NodePortAddresses, PortName, PortPlan, Route, ServicePlan};
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -50,8 +51,8 @@ fn replace(ipvs: &mut Ipvs, family: Family, services: &[ServicePlan]) -> Report 
     report
 }
 
-fn endpoint(address: &str, local: bool) -> Endpoint {
-    Endpoint { address: ip(address), port: 8080, local, weight: 1 }
+fn endpoint(address: &str, place: Place) -> Endpoint {
+    Endpoint { address: ip(address), port: 8080, place, weight: 1 }
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -76,7 +77,7 @@ fn port(name: &str, cluster_ip: &str, endpoints: &[Endpoint]) -> PortPlan {
         affinity: None,
         scheduler: None,
         cluster: endpoints.into(),
-        local: endpoints.iter().filter(|endpoint| endpoint.local).cloned().collect(),
+        local: endpoints.iter().filter(|endpoint| endpoint.place.is_here()).cloned().collect(),
         serving: vec![],
     }
 }
@@ -160,7 +161,7 @@ impl Net {
 
 fn every_entrance(net: &Net) {
     net.build();
-    let (local, far) = (endpoint(net.a, true), endpoint(net.far, false));
+    let (local, far) = (endpoint(net.a, Here), endpoint(net.far, Elsewhere));
     let vip = |n| (net.vip)(n);
     let mut ipvs = started(net.family, Options::default());
     let udp_port = |plan: PortPlan| {
@@ -302,7 +303,7 @@ fn sctp_is_served_like_the_others() {
         V4.build();
         let _server = SctpServer::start("far", V4.far, 8080);
         let mut ipvs = started(Family::V4, Options::default());
-        let plan = port("s", "10.96.0.1", &[endpoint(V4.far, false)]);
+        let plan = port("s", "10.96.0.1", &[endpoint(V4.far, Elsewhere)]);
         let name = PortName { protocol: Protocol::Sctp, ..plan.name.clone() };
         let plan = PortPlan { name, node_port: Some(30080), ..plan };
         replace(&mut ipvs, Family::V4, &[service(plan)]);
@@ -321,7 +322,7 @@ fn node_ports_are_served_on_all_addresses_or_on_those_that_are_listed() {
         V4.build();
         run("ip link add eth8 type dummy && ip link set eth8 up && ip addr add 172.19.0.2/32 dev eth8");
         let services =
-            [service(PortPlan { node_port: Some(30080), ..port("s", "10.96.0.1", &[endpoint(V4.far, false)]) })];
+            [service(PortPlan { node_port: Some(30080), ..port("s", "10.96.0.1", &[endpoint(V4.far, Elsewhere)]) })];
         let mut ipvs = started(Family::V4, Options::default());
         replace(&mut ipvs, Family::V4, &services);
         let (first, second) = (V4.at(V4.node, 30080), V4.at("172.19.0.2", 30080));
@@ -347,7 +348,7 @@ fn policy_local_without_a_local_endpoint_asks_the_others() {
             external_local: true,
             external: Route::Drop,
             internal: Route::Drop,
-            ..port("s", "10.96.0.1", &[endpoint(V4.far, false)])
+            ..port("s", "10.96.0.1", &[endpoint(V4.far, Elsewhere)])
         };
         let mut ipvs = started(Family::V4, Options::default());
         replace(&mut ipvs, Family::V4, &[service(plan)]);
@@ -364,7 +365,7 @@ fn the_families_share_a_device_and_leave_each_other_alone() {
         for (host, address) in [("a", V6.a), ("far", V6.far), ("client", V6.client)] {
             support::lab::host(host, address, 8080);
         }
-        let served = |net: &Net| [service(port("s", &(net.vip)(1), &[endpoint(net.far, false)]))];
+        let served = |net: &Net| [service(port("s", &(net.vip)(1), &[endpoint(net.far, Elsewhere)]))];
         let mut both = [&V4, &V6].map(|net| (net, started(net.family, Options::default())));
         for (net, ipvs) in &mut both {
             replace(ipvs, net.family, &served(net));
@@ -389,11 +390,11 @@ fn the_families_share_a_device_and_leave_each_other_alone() {
 fn other_tools_read_what_was_programmed() {
     with_ipvs("other_tools_read_what_was_programmed", || {
         let mut ipvs = started(Family::V4, Options::default());
-        let heavy = Endpoint { weight: 7, ..endpoint("10.65.0.3", false) };
+        let heavy = Endpoint { weight: 7, ..endpoint("10.65.0.3", Elsewhere) };
         let sticky = PortPlan {
             affinity: Some(60),
             scheduler: Some("mh:port,fallback".into()),
-            ..port("sticky", "10.96.0.1", &[endpoint("10.65.0.2", false), heavy])
+            ..port("sticky", "10.96.0.1", &[endpoint("10.65.0.2", Elsewhere), heavy])
         };
         let plain = PortPlan { scheduler: Some("no_such".into()), ..port("plain", "10.96.0.2", &[]) };
         replace(&mut ipvs, Family::V4, &[service(sticky), service(plain)]);
@@ -439,7 +440,7 @@ fn a_restart_changes_nothing_and_cuts_nothing() {
             load_balancer_ips: vec![ip("10.96.0.101")],
             source_ranges: vec!["192.0.2.0/25".parse().unwrap(), "192.0.2.0/24".parse().unwrap()],
             affinity: Some(100),
-            ..port("s", "10.96.0.1", &[endpoint(V4.a, true), endpoint(V4.far, false)])
+            ..port("s", "10.96.0.1", &[endpoint(V4.a, Here), endpoint(V4.far, Elsewhere)])
         })];
         let mut ipvs = started(Family::V4, Options::default());
         assert!(replace(&mut ipvs, Family::V4, &services).changes > 0);
@@ -514,7 +515,7 @@ impl Random {
         }
         let mut endpoints: Vec<Endpoint> = (0..6u8)
             .filter(|_| self.below(2) == 0)
-            .map(|n| Endpoint { address: [10, 64, n % 2, n].into(), port: 8080, local: n % 2 == 0, weight: 1 })
+            .map(|n| endpoint(&format!("10.64.{}.{n}", n % 2), if n % 2 == 0 { Here } else { Elsewhere }))
             .collect();
         endpoints.iter_mut().for_each(|endpoint| endpoint.weight = 1 + self.below(3) as u16);
         let mut plan = port(&name, &format!("10.96.0.{number}"), &endpoints);
@@ -549,7 +550,7 @@ fn who_leaves_keeps_its_connections_and_then_goes() {
         let mut ipvs = started(Family::V4, Options { timeouts: [900, 30, 60], ..Options::default() });
         assert!(run("ipvsadm -L --timeout").contains("900 30 60"));
         let with = |endpoints: &[Endpoint]| service(port("s", "10.96.0.1", endpoints));
-        let (a, far) = (endpoint(V4.a, true), endpoint(V4.far, false));
+        let (a, far) = (endpoint(V4.a, Here), endpoint(V4.far, Elsewhere));
         replace(&mut ipvs, Family::V4, &[with(std::slice::from_ref(&a))]);
         let mut connection = connect("client", "10.96.0.1:80").unwrap();
         assert!(ask(&mut connection).unwrap().starts_with("a "));
@@ -633,7 +634,8 @@ fn thousands_of_services_fit() {
     with_ipvs("thousands_of_services_fit", || {
         let plan = |n: u16, last: u8| {
             let [high, low] = n.to_be_bytes();
-            let endpoint = |third| Endpoint { address: [10, third, high, low].into(), ..endpoint("10.0.0.1", false) };
+            let endpoint =
+                |third| Endpoint { address: [10, third, high, low].into(), ..endpoint("10.0.0.1", Elsewhere) };
             service(port(&format!("s{n}"), &format!("10.96.{high}.{low}"), &[endpoint(1), endpoint(2), endpoint(last)]))
         };
         let services: Vec<ServicePlan> = (0..2_000).map(|n| plan(n, 3)).collect();

@@ -104,7 +104,7 @@ fn lists_then_follows_every_kind() {
             "ServiceCidr kubernetes"
         ]
     );
-    assert!(follower.seen.endpoints("default/a-1").iter().all(|endpoint| endpoint.local));
+    assert!(follower.seen.endpoints("default/a-1").iter().all(|endpoint| endpoint.place.is_here()));
 
     server.put(service("d", "10.96.0.4"));
     server.delete("Service", "default/b");

@@ -74,6 +74,7 @@ impl Short {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Place;
 
     #[test]
     fn addresses_are_printed_as_everybody_prints_them() {
@@ -81,7 +82,7 @@ mod tests {
             let address: IpAddr = address.parse().unwrap();
             assert_eq!(Host(address).to_string(), format!("{address}/{}", Family::of(&address).host_bits()));
             for port in [0, 9, 80, 65535] {
-                let endpoint = Endpoint { address, port, local: false, weight: 1 };
+                let endpoint = Endpoint { address, port, place: Place::Elsewhere, weight: 1 };
                 assert_eq!(Socket(&endpoint).to_string(), SocketAddr::new(address, port).to_string());
             }
         }

@@ -42,11 +42,13 @@ impl Iptables {
         // Asked now: once a tool reads what is written here, it may hold the lock that others wait for.
         let has_canary = !self.watch.is_blank(Table::Mangle) && self.watch.has_canary(self.tools);
         let mut nat = self.load_chains(shape, &mut held[0], services, &mut load)?;
-        if !is_streamed(shape, &held[0]) {
+        if !is_streamed(&held[0]) {
             self.load_shared(&mut nat, shape, &held[0], &mut load)?;
         }
-        let draws = held[0].draws().filter(|_| !shape.terse).map(str::to_owned);
+        let draws = held[0].draws().filter(|_| !shape.is_drawn()).map(str::to_owned);
         let mut stale: Vec<String> = held[0].chains.keys().map(ChainName::to_string).chain(draws).collect();
+        // The nft tool sorts the chains that a text names into a list, and looks for each from the list's beginning on.
+        stale.sort_unstable_by(|one, other| other.cmp(one));
         state::empty_chains(&mut nat, stale.iter())?;
         let mut nat_jumps = next(Table::Nat, &mut nat)?;
         load.wrote(Table::Nat, jumps(&mut nat_jumps, shape, &held[0])?);
@@ -98,7 +100,7 @@ impl Iptables {
     ) -> Result<Section, Error> {
         let mut section = Section::tapped(Table::Nat, Tap::new(self.tools))?;
         load.fixed(&mut section, shape, held)?;
-        let streamed = is_streamed(shape, held);
+        let (streamed, mut sliced) = (is_streamed(held), false);
         let expected = services.size_hint().0;
         self.services.reserve(expected);
         load.owners.reserve(expected);
@@ -121,16 +123,23 @@ impl Iptables {
             }
             self.keep(&plan.name, programmed);
             if self.sliced(section.lines()) {
-                let slice = std::slice::from_mut(&mut section);
-                if !self.ended_well(slice)? {
-                    self.run(slice, load)?;
-                }
-                section = Section::tapped(Table::Nat, Tap::new(self.tools))?;
+                section = self.after(section, load)?;
+                sliced = true;
             }
         }
         section.own(Whose::All);
         load.wrote(Table::Nat, shared.end(shape, &mut section)?);
-        Ok(section)
+        // A slice that adds to shared chains must not be said again because of what follows it.
+        if sliced { self.after(section, load) } else { Ok(section) }
+    }
+
+    /// A section for the rest of a table, when all of this one is there.
+    fn after(&self, mut slice: Section, load: &mut Load) -> Result<Section, Error> {
+        let sections = std::slice::from_mut(&mut slice);
+        if !self.ended_well(sections)? {
+            self.run(sections, load)?;
+        }
+        Section::tapped(slice.table(), Tap::new(self.tools))
     }
 
     /// The shared chains of a table with the rules that all Services have in them.
@@ -242,10 +251,10 @@ fn jumps(section: &mut Section, shape: &Shape, held: &Held) -> Result<usize, Err
     Ok(section.lines())
 }
 
-/// Whether the rules in shared chains of the nat table are written while the Services are planned: there are many, and
-/// none of the chains is there, so that there is nothing to compare.
-fn is_streamed(shape: &Shape, held: &Held) -> bool {
-    shape.terse && held.shared.is_empty()
+/// Whether the rules in shared chains of the nat table are written while the Services are planned: none of the chains is
+/// there, so that there is nothing to compare, and nothing leads there yet.
+fn is_streamed(held: &Held) -> bool {
+    held.shared.is_empty()
 }
 
 /// Shared chains while they are written, all at once: Service by Service.

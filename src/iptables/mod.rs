@@ -8,9 +8,9 @@
 //!
 //! What it costs: the legacy variant reads and replaces a whole table for every change, so its time grows with the
 //! cluster whatever we do; we touch a table only if it changes. The nft variant takes a time that grows with the square
-//! of the chains in one call, so a full load goes in slices, and a time that grows with all chains for a change. Both are
-//! child processes that are waited for: a tenth of a second for a change among 10,000 Services, seconds for a full load of
-//! them in the nft variant (*measured*, docs/benchmarks/iptables.md).
+//! of the chains in one call, so a full load goes in slices, and a time that grows with all rules for a change. Both are
+//! child processes that are waited for: up to a tenth of a second for a change among 10,000 Services, two seconds for a
+//! full load of them in the nft variant (*measured*, docs/benchmarks/iptables.md).
 
 mod address;
 mod cleanup;
@@ -45,18 +45,20 @@ use crate::plan::{NodeFacts, PortName, ServicePlan};
 use count::Count;
 use probe::{Question, Variant};
 use restore::{Aside, Owner, Refused};
-use shape::Shape;
+use shape::{Layout, Shape};
 use shared::{Shared, Table};
 use state::{Programmed, Script};
 use watch::{Filled, Watch};
 
 /// With more endpoints than this, further ones get rules without comments (contract 9.6).
 const COMMENTED_ENDPOINTS: usize = 1000;
-/// With more Services than this, the legacy variant's nat table holds only what decides about packets, and once what many
-/// Services say alike: it is read and replaced as a whole for every change, so what is in it is what a change costs
-/// (*measured* with the tool alone and 10,000 Services, CPU time of a change: 0.08 s; if each Service draws for itself, in
-/// a chain of its own, 0.13 s; if it marks for itself what is to be masqueraded, 0.18 s; with comments too, 0.23 s; with
-/// all chains and the shared ones written anew, 0.56 s).
+/// With more Services than this, the nat table says less: what is in it is what a change costs. *Measured* with 10,000
+/// Services: the legacy variant reads it and replaces it as a whole, in 0.08 s of CPU time of the tool in [`Layout::Drawn`]
+/// (if each Service draws for itself, in a chain of its own, 0.13 s; if it marks for itself what is to be masqueraded,
+/// 0.18 s; with comments too, 0.23 s; with all chains and the shared ones written anew, 0.56 s). In the nft variant the
+/// kernel checks every rule that its hooks lead to, once from each: half of the time that this takes in [`Layout::Full`] it
+/// takes in [`Layout::Sparse`]. There a drawn layout would not do, because the tool reads a whole chain to take a rule out
+/// of it.
 const CROWD: usize = 300;
 /// The nft variant searches all chains that a text names for each of its lines, and the kernel walks over all chains for
 /// each transaction: this many lines are a transaction, which is between the two.
@@ -78,7 +80,7 @@ pub struct Options {
 /// # Errors
 /// When the kernel does not let us.
 pub fn prepare(facts: &NodeFacts, options: Options) -> Result<(), Error> {
-    set_up(&Shape::new(facts, options, false, false))
+    set_up(&Shape::new(facts, options, false, Layout::Full))
 }
 
 fn set_up(shape: &Shape) -> Result<(), Error> {
@@ -169,13 +171,17 @@ impl Iptables {
         }
     }
 
-    /// Whether so many Services are said tersely.
-    fn is_crowd(&self, services: usize) -> bool {
-        self.tools.variant() == Variant::Legacy && services > CROWD
+    /// The layout for so many Services.
+    fn layout(&self, services: usize) -> Layout {
+        match self.tools.variant() {
+            _ if services <= CROWD => Layout::Full,
+            Variant::Nft => Layout::Sparse,
+            Variant::Legacy => Layout::Drawn,
+        }
     }
 
     fn comments(&self, shape: &Shape) -> bool {
-        self.endpoints <= COMMENTED_ENDPOINTS && !shape.terse
+        self.endpoints <= COMMENTED_ENDPOINTS && !shape.is_drawn()
     }
 
     fn sliced(&self, lines: usize) -> bool {
@@ -187,8 +193,8 @@ impl Iptables {
 
 impl Backend for Iptables {
     fn replace(&mut self, facts: &NodeFacts, services: &mut dyn Iterator<Item = ServicePlan>) -> Result<Report, Error> {
-        let crowd = self.is_crowd(services.size_hint().0);
-        let shape = Shape::new(facts, self.options, self.counters(), crowd);
+        let layout = self.layout(services.size_hint().0);
+        let shape = Shape::new(facts, self.options, self.counters(), layout);
         self.shape = None;
         self.services.clear();
         self.shared.clear();
@@ -209,7 +215,7 @@ impl Backend for Iptables {
             rest = &rest[self.update_some(&shape, rest, &mut report, &mut written)?..];
         }
         self.watch.changed(was_calm);
-        report.outgrown = !shape.terse && self.is_crowd(self.services.len());
+        report.outgrown = shape.layout < self.layout(self.services.len());
         self.shape = Some(shape);
         report.tables = self.owned.beside(written);
         Ok(report)

@@ -134,7 +134,7 @@ fn first_bytes(context: Context) -> [u8; HASH] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ObjectName, Protocol};
+    use crate::model::{ObjectName, Place, Protocol};
 
     fn port(service: &str, port: &str, protocol: Protocol) -> PortChains {
         PortChains::new(&PortName { service: ObjectName::new("ns1", service), port: port.into(), protocol })
@@ -145,7 +145,8 @@ mod tests {
         let named = port("svc1", "p80", Protocol::Tcp);
         assert_eq!(named.of(Kind::Cluster).to_string(), "KUBE-SVC-XPGD46QRK7WJZT7O");
         assert_eq!(port("svc3", "", Protocol::Udp).of(Kind::Cluster).to_string(), "KUBE-SVC-MQBK6QNPJP6HU7QS");
-        let endpoint = Endpoint { address: "10.180.0.1".parse().unwrap(), port: 8080, local: false, weight: 1 };
+        let endpoint =
+            Endpoint { address: "10.180.0.1".parse().unwrap(), port: 8080, place: Place::Elsewhere, weight: 1 };
         assert_eq!(named.endpoint(&endpoint).to_string(), "KUBE-SEP-CPWPCALSNDDLLDLJ");
     }
 

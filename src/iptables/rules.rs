@@ -8,13 +8,13 @@ use std::fmt::{self, Write};
 use std::net::IpAddr;
 use std::ops::Range;
 
-use crate::model::Family;
+use crate::model::{Family, Place};
 use crate::plan::{Endpoint, PortPlan, Route, ServicePlan};
 
 use super::address::{Host, Socket};
 use super::names::{ChainName, Kind, PortChains};
 use super::probability::Probability;
-use super::shape::{Shape, nfacct};
+use super::shape::{Layout, Shape, nfacct};
 use super::shared::{COUNTERS, DRAWN, MARK_MASQ, Shared};
 
 /// Bytes that have room for a target: of an IPv4 endpoint; others may need more.
@@ -118,7 +118,7 @@ impl Port<'_> {
         let plan = self.plan;
         let alike = plan.cluster.windows(2).all(|pair| pair[0].weight == pair[1].weight);
         let number = u8::try_from(plan.cluster.len()).unwrap_or(u8::MAX);
-        self.shape.terse
+        self.shape.is_drawn()
             && plan.internal == Route::Cluster
             && !plan.externally_accessible()
             && plan.affinity.is_none()
@@ -307,7 +307,7 @@ impl Port<'_> {
         let chains = self.chains().clone();
         let targets: Vec<_> = endpoints.iter().map(|endpoint| self.target(endpoint)).collect();
         let (family, protocol) = (self.shape.facts.family, plan.name.protocol);
-        let masquerade = self.shape.masquerade().filter(|_| internal && !self.shape.terse);
+        let masquerade = self.shape.masquerade().filter(|_| internal && !self.shape.is_drawn());
         let masquerade = masquerade.map(|(source, interface)| {
             let destination = format!("{source}-d {} {interface}", Host(plan.cluster_ip));
             format!("{} -j {MARK_MASQ}", self.choosing(&destination, " cluster IP", plan.port))
@@ -358,7 +358,7 @@ impl Port<'_> {
     /// to themselves and are then masqueraded, and those of Services with affinity. Others cannot be clients that are
     /// sent back to themselves here, so their chain would hold one rule, which is as well in the Service's chain.
     fn has_chain(&self, endpoint: &Endpoint) -> bool {
-        !self.shape.terse || endpoint.local || self.plan.affinity.is_some()
+        self.shape.layout == Layout::Full || endpoint.place != Place::Elsewhere || self.plan.affinity.is_some()
     }
 
     fn target<'e>(&self, endpoint: &'e Endpoint) -> Target<'e> {
@@ -384,7 +384,7 @@ impl Port<'_> {
     /// In the nat table.
     fn choosing(&self, addresses: &str, about: &str, port: u16) -> String {
         let protocol = self.plan.name.protocol;
-        match self.shape.terse {
+        match self.shape.is_drawn() {
             true => format!("{addresses}-p {protocol} -m {protocol} --dport {port}"),
             false => self.matching(addresses, about, "", port),
         }

@@ -49,9 +49,20 @@ pub struct Shape {
     pub(super) options: Options,
     /// Rules count into [`COUNTERS`].
     pub(super) counted: bool,
-    /// There are so many Services that rules of the nat table say only what decides about packets, and what many
-    /// Services would say alike is said once.
-    pub(super) terse: bool,
+    /// How much of the nat table is left out.
+    pub(super) layout: Layout,
+}
+
+/// How the nat table says where Services lead. With many of them, what is there is what a change costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Layout {
+    /// Every endpoint has a chain.
+    Full,
+    /// Only those endpoints have one that need it.
+    Sparse,
+    /// Neither do most Services: what many would say alike is said once, and what does not decide about packets, not at
+    /// all.
+    Drawn,
 }
 
 const NEW_EXTERNAL: &str =
@@ -95,8 +106,8 @@ impl fmt::Display for Jump {
 
 impl Shape {
     /// Rules for a node; they count into [`COUNTERS`] if these are there.
-    pub fn new(facts: &NodeFacts, options: Options, counted: bool, terse: bool) -> Self {
-        Self { facts: facts.clone(), options, counted, terse }
+    pub fn new(facts: &NodeFacts, options: Options, counted: bool, layout: Layout) -> Self {
+        Self { facts: facts.clone(), options, counted, layout }
     }
 
     /// Whether NodePorts are served on 127.0.0.0/8. Never on `::1`: the kernel has no way to (contract 6.3).
@@ -109,6 +120,11 @@ impl Shape {
             }
     }
 
+    /// Whether endpoints are drawn for many Services in common.
+    pub fn is_drawn(&self) -> bool {
+        self.layout == Layout::Drawn
+    }
+
     /// The jumps that this node needs.
     pub fn jumps(&self, table: Table) -> impl Iterator<Item = &'static Jump> {
         JUMPS.iter().filter(move |jump| jump.table == table)
@@ -116,7 +132,7 @@ impl Shape {
 
     /// The chains of a table that Services put rules into.
     pub fn shared(&self, table: Table) -> impl Iterator<Item = Shared> {
-        let all = Shared::NAMED.into_iter().chain(Shared::drawn().filter(|_| self.terse));
+        let all = Shared::NAMED.into_iter().chain(Shared::drawn().filter(|_| self.is_drawn()));
         all.filter(move |shared| shared.table() == table)
     }
 
@@ -138,7 +154,7 @@ impl Shape {
                     fixed(MARK_MASQ, vec![format!("-j MARK --set-xmark {mark:#x}/{mark:#x}")]),
                     fixed("KUBE-POSTROUTING", postrouting),
                 ];
-                chains.extend(DRAWN.filter(|_| self.terse).map(draw));
+                chains.extend(DRAWN.filter(|_| self.is_drawn()).map(draw));
                 chains
             }
             Table::Filter => {
@@ -181,7 +197,7 @@ impl Shape {
     /// the way elsewhere is not any more ([`Shape::unmark`]). Nor does each draw among its endpoints: that is done for
     /// all that have so many, and leads to the chain in which each has the endpoint of that number.
     pub fn head(&self, chain: Shared) -> Vec<String> {
-        if !self.terse || chain != Shared::Services {
+        if !self.is_drawn() || chain != Shared::Services {
             return Vec::new();
         }
         let mark = self.masquerade().map(|(source, interface)| format!("{source}{interface}-j {MARK_MASQ}"));
@@ -191,7 +207,7 @@ impl Shape {
     /// The rule that takes the mark away that [`Shape::head`] gave, without `-A` and the name.
     pub fn unmark(&self) -> Option<String> {
         let mark = self.facts.masquerade_mark;
-        self.masquerade().filter(|_| self.terse).map(|_| format!("-j MARK --set-xmark 0x0/{mark:#x}"))
+        self.masquerade().filter(|_| self.is_drawn()).map(|_| format!("-j MARK --set-xmark 0x0/{mark:#x}"))
     }
 
     /// The rules that come after those of the Services in a shared chain: node addresses lead to the NodePorts.
@@ -276,7 +292,7 @@ mod tests {
             host_addresses: vec![],
             service_cidrs: Vec::new(),
         };
-        Shape::new(&facts, Options { localhost_node_ports, tcp_be_liberal: false }, false, false)
+        Shape::new(&facts, Options { localhost_node_ports, tcp_be_liberal: false }, false, Layout::Full)
     }
 
     fn rules(shape: &Shape, table: Table, name: &str) -> Option<Vec<String>> {
@@ -309,7 +325,7 @@ mod tests {
         let mut shape = shape(Family::V4, NodePortAddresses::All, true);
         assert_eq!(rules(&shape, Table::Nat, "KUBE-SVC-3"), None);
         assert!(shape.shared(Table::Nat).all(|shared| !is_draw(&shared.name())));
-        shape.terse = true;
+        shape.layout = Layout::Drawn;
         assert_eq!(
             rules(&shape, Table::Nat, "KUBE-SVC-3").unwrap(),
             [

@@ -258,13 +258,14 @@ fn retiring(leaving: &[RealServer], held: &[Held]) -> (Vec<RealServer>, Vec<Real
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Place;
 
     fn at(protocol: Protocol) -> VirtualServer {
         VirtualServer { address: "10.96.0.10".parse().unwrap(), protocol: protocol as u8, port: 80 }
     }
 
     fn endpoint(last: u8, weight: u16) -> Endpoint {
-        Endpoint { address: [10, 244, 0, last].into(), port: 8080, local: false, weight }
+        Endpoint { address: [10, 244, 0, last].into(), port: 8080, place: Place::Elsewhere, weight }
     }
 
     fn held(last: u8, weight: u32, connections: u32) -> Held {

@@ -81,7 +81,7 @@ impl Wanted {
         }
         let endpoints = plan.ports.iter().flat_map(|port| port.cluster.iter().chain(&port.local));
         let mut local_endpoints: Vec<_> =
-            endpoints.filter(|endpoint| endpoint.local).map(|endpoint| endpoint.address).collect();
+            endpoints.filter(|endpoint| endpoint.place.is_here()).map(|endpoint| endpoint.address).collect();
         local_endpoints.sort_unstable();
         local_endpoints.dedup();
         Self {
@@ -185,10 +185,11 @@ impl Groups {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::ObjectName;
+    use crate::model::{ObjectName, Place};
+    use Place::{Elsewhere, Here};
 
-    fn endpoint(address: &str, local: bool) -> Endpoint {
-        Endpoint { address: address.parse().unwrap(), port: 8080, local, weight: 3 }
+    fn endpoint(address: &str, place: Place) -> Endpoint {
+        Endpoint { address: address.parse().unwrap(), port: 8080, place, weight: 3 }
     }
 
     fn port() -> PortPlan {
@@ -206,8 +207,8 @@ mod tests {
             allow_vip_sources: true,
             affinity: Some(60),
             scheduler: None,
-            cluster: vec![endpoint("10.244.0.1", true), endpoint("10.244.1.1", false)],
-            local: vec![endpoint("10.244.0.1", true)],
+            cluster: vec![endpoint("10.244.0.1", Here), endpoint("10.244.1.1", Elsewhere)],
+            local: vec![endpoint("10.244.0.1", Here)],
             serving: vec![],
         }
     }

@@ -43,14 +43,34 @@ pub struct Endpoint {
     pub serving: bool,
     /// Is about to go.
     pub terminating: bool,
-    /// Runs on this node.
-    pub local: bool,
+    /// Where it runs.
+    pub place: Place,
     /// Node hints: `None` when there are none, else whether they name this node.
     pub hinted_node: Option<bool>,
     /// Zone hints; empty when there are none. Zone names are few and shared.
     pub hinted_zones: Box<[Rc<str>]>,
     /// Weight from the slice's annotation; `None` takes the Service's.
     pub weight: Option<u16>,
+}
+
+/// Where an endpoint runs (contract 4.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Place {
+    /// On this node.
+    Here,
+    /// On another node.
+    Elsewhere,
+    /// Its slice names no node, so it does not count as local; it may be here all the same.
+    Unknown,
+}
+
+// === impl Place ===
+
+impl Place {
+    /// Whether it is on this node for certain.
+    pub fn is_here(self) -> bool {
+        self == Self::Here
+    }
 }
 
 // === impl EndpointSlice ===

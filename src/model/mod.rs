@@ -10,7 +10,7 @@ mod service;
 mod store;
 
 pub use address::{Family, Protocol, parse_cidr, parse_ip};
-pub use endpoints::{Endpoint, EndpointSlice, SlicePort};
+pub use endpoints::{Endpoint, EndpointSlice, Place, SlicePort};
 pub use name::{NameMap, NameSet, ObjectName};
 pub use node::Node;
 pub use service::{Service, ServicePort};

@@ -318,7 +318,7 @@ impl Port<'_> {
 
     /// Endpoints on this node may reach themselves through the Service.
     fn hairpin(&mut self) {
-        for endpoint in self.plan.cluster.iter().chain(&self.plan.local).filter(|endpoint| endpoint.local) {
+        for endpoint in self.plan.cluster.iter().chain(&self.plan.local).filter(|endpoint| endpoint.place.is_here()) {
             let (address, length) = address_bytes(endpoint.address);
             self.records.push(Set::Hairpin, &[&address[..length], &address[..length]]);
         }

@@ -74,7 +74,7 @@ pub fn ready_here<'a>(slices: impl Iterator<Item = &'a EndpointSlice> + Clone, f
     let ports: HashSet<_> =
         slices.clone().flat_map(|slice| &slice.ports).map(|port| (&*port.name, port.protocol)).collect();
     let all = ports.into_iter().flat_map(|(name, protocol)| candidates(slices.clone(), family, name, protocol));
-    let ready = all.map(|candidate| candidate.endpoint).filter(|endpoint| endpoint.local && endpoint.ready);
+    let ready = all.map(|candidate| candidate.endpoint).filter(|endpoint| endpoint.place.is_here() && endpoint.ready);
     ready.map(|endpoint| endpoint.address).collect::<HashSet<_>>().len()
 }
 
@@ -91,9 +91,9 @@ pub fn select<'a>(all: &[Candidate<'a>], policy: Policy, zone: Option<&str>) -> 
     }
     if policy.internal_local || (policy.external_local && policy.externally_accessible) {
         selection.any |= all.iter().any(|c| c.endpoint.ready || (c.endpoint.serving && c.endpoint.terminating));
-        selection.local = pick(all, |e| e.local && e.ready);
+        selection.local = pick(all, |e| e.place.is_here() && e.ready);
         if selection.local.is_empty() {
-            selection.local = pick(all, |e| e.local && e.serving && e.terminating);
+            selection.local = pick(all, |e| e.place.is_here() && e.serving && e.terminating);
         }
     }
     selection
@@ -134,7 +134,7 @@ impl Candidate<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ObjectName, SlicePort};
+    use crate::model::{ObjectName, Place, SlicePort};
 
     /// `1 ready local`, `2 serving terminating zone=a`, `3 ready node=us`, …: the number is the last octet.
     fn endpoint(text: &str) -> model::Endpoint {
@@ -146,7 +146,7 @@ mod tests {
             ready: has("ready"),
             serving: has("ready") || has("serving"),
             terminating: has("terminating"),
-            local: has("local"),
+            place: if has("local") { Place::Here } else { Place::Elsewhere },
             hinted_node: hints("node=").map(|node| node == "us"),
             hinted_zones: hints("zone=").map(|zones| zones.split(',').map(Into::into).collect()).unwrap_or_default(),
             weight: None,

@@ -193,7 +193,7 @@ fn socket(endpoint: &Endpoint) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::ObjectName;
+    use crate::model::{ObjectName, Place};
     use crate::plan::Route;
 
     const NODE: &str = "192.0.2.1";
@@ -202,7 +202,7 @@ mod tests {
         list.split_ascii_whitespace()
             .map(|text| {
                 let socket: SocketAddr = text.parse().unwrap();
-                Endpoint { address: socket.ip(), port: socket.port(), local: false, weight: 1 }
+                Endpoint { address: socket.ip(), port: socket.port(), place: Place::Elsewhere, weight: 1 }
             })
             .collect()
     }

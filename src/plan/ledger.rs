@@ -434,7 +434,7 @@ mod tests {
             ready: true,
             serving: true,
             terminating: false,
-            local: false,
+            place: model::Place::Elsewhere,
             hinted_node: None,
             hinted_zones: Box::default(),
             weight: None,

@@ -18,7 +18,7 @@ use std::rc::Rc;
 
 use ipnet::IpNet;
 
-use crate::model::{Family, ObjectName, Protocol};
+use crate::model::{Family, ObjectName, Place, Protocol};
 
 /// Identity of a Service port within one family.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -89,8 +89,8 @@ pub struct Endpoint {
     pub address: IpAddr,
     /// Port of the pod.
     pub port: u16,
-    /// Runs on this node.
-    pub local: bool,
+    /// Where it runs.
+    pub place: Place,
     /// Share of new connections relative to the other endpoints; 1 unless annotated.
     pub weight: u16,
 }

@@ -108,13 +108,13 @@ fn serving<'a>(all: &[Candidate<'a>]) -> Vec<Candidate<'a>> {
 fn endpoint(candidate: &Candidate<'_>, default_weight: Option<u16>) -> Endpoint {
     let Candidate { endpoint, port } = *candidate;
     let weight = endpoint.weight.or(default_weight).unwrap_or(1);
-    Endpoint { address: endpoint.address, port, local: endpoint.local, weight }
+    Endpoint { address: endpoint.address, port, place: endpoint.place, weight }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{self, SlicePort};
+    use crate::model::{self, Place, SlicePort};
 
     fn service() -> Service {
         Service {
@@ -124,13 +124,13 @@ mod tests {
         }
     }
 
-    fn slice(local: bool) -> EndpointSlice {
+    fn slice(place: Place) -> EndpointSlice {
         let endpoint = model::Endpoint {
             address: "10.244.0.1".parse().unwrap(),
             ready: true,
             serving: true,
             terminating: false,
-            local,
+            place,
             hinted_node: None,
             hinted_zones: Box::default(),
             weight: None,
@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn routes_follow_the_policies() {
         let nowhere: &[EndpointSlice] = &[];
-        let (here, elsewhere) = (&[slice(true)][..], &[slice(false)][..]);
+        let (here, elsewhere) = (&[slice(Place::Here)][..], &[slice(Place::Elsewhere)][..]);
         for (slices, internal_local, external_local, internal, external) in [
             (nowhere, false, false, Route::Reject, Route::Reject),
             (nowhere, true, true, Route::Reject, Route::Reject),
@@ -172,8 +172,8 @@ mod tests {
 
     #[test]
     fn families_are_independent() {
-        assert_eq!(plan_of(&service(), &[slice(true)], Family::V4).internal, Route::Cluster);
-        let v6 = plan_of(&service(), &[slice(true)], Family::V6);
+        assert_eq!(plan_of(&service(), &[slice(Place::Here)], Family::V4).internal, Route::Cluster);
+        let v6 = plan_of(&service(), &[slice(Place::Here)], Family::V6);
         assert_eq!((v6.internal, v6.cluster_ip), (Route::Reject, "fd00::10".parse().unwrap()));
         let single = Service { cluster_ips: [service().cluster_ips[0], None], ..service() };
         let none = plan(&ObjectName::new("ns", "s"), Some(&single), [].iter(), Family::V6, &Here::default());
@@ -194,7 +194,7 @@ mod tests {
                 source_ranges: ranges.iter().map(|net| net.parse().unwrap()).collect(),
                 ..service()
             };
-            let plan = plan_of(&service, &[slice(true)], Family::V4);
+            let plan = plan_of(&service, &[slice(Place::Here)], Family::V4);
             assert_eq!((plan.source_ranges.len(), plan.allow_vip_sources), (restricted, vip_sources), "{ranges:?}");
         }
     }
@@ -204,7 +204,7 @@ mod tests {
         let external = Service { external_ips: vec!["203.0.113.9".parse().unwrap()], ..service() };
         let planned = |here: &Here| {
             let name = ObjectName::new("ns", "s");
-            plan(&name, Some(&external), [slice(true)].iter(), Family::V4, here).ports.remove(0)
+            plan(&name, Some(&external), [slice(Place::Here)].iter(), Family::V4, here).ports.remove(0)
         };
         assert_eq!(planned(&Here::default()).external_ips.len(), 1);
         let refused = planned(&Here { without_external_ips: true, ..Here::default() });
@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn an_endpoint_s_weight_comes_before_the_service_s() {
-        let mut slices = [slice(true)];
+        let mut slices = [slice(Place::Here)];
         let service = Service { weight: Some(7), ..service() };
         assert_eq!(plan_of(&service, &slices, Family::V4).cluster[0].weight, 7);
         slices[0].endpoints[0].weight = Some(3);

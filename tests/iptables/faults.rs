@@ -34,6 +34,11 @@ fn unspoilt() -> Vec<ServicePlan> {
     every_kind(Family::V4).into_iter().enumerate().filter(|(n, _)| !SPOILT.contains(n)).map(|(_, p)| p).collect()
 }
 
+/// Nobody, and so many that all are said in another layout.
+fn others() -> [Vec<ServicePlan>; 2] {
+    [Vec::new(), crowd(Family::V4)]
+}
+
 /// A table that is replaced by a larger one, as by whoever restores rules from a file, is missed like one that is flushed.
 #[test]
 fn a_larger_table_in_place_of_ours_is_noticed() {
@@ -76,6 +81,30 @@ fn a_tool_may_read_late_or_not_at_all() {
 }
 
 in_both_variants! {
+    /// What is refused when a table is committed, in a load of many slices: whose it is is found out, and no rule of the
+    /// others is there twice.
+    fn a_refusal_at_the_end_of_any_slice_is_found() {
+        if !is_root_of_the_machine() {
+            println!("skipped: iptables-nft sends more than a user namespace lets it");
+            return;
+        }
+        let facts = facts(Family::V4);
+        let mut plans: Vec<_> = (1..=1600).map(|n| Plan::new(Family::V4, n).endpoints(&[12, 13]).build()).collect();
+        plans.sort_by(|a, b| a.name.cmp(&b.name));
+        let refused = [1590, 1100, 1000, 30];
+        let all = plans.clone();
+        let addresses = refused.map(|n| plans.remove(n).ports[0].cluster_ip.to_string()).join("|");
+        programmed(&facts, &plans);
+        let without = saved(Family::V4);
+        wipe(Family::V4);
+        let line = format!("awk '/ ({addresses})[/]32 /{{ found = 1 }} /^COMMIT/ && found {{ print NR; exit }}' $text");
+        let refuse = "[ -z \"$line\" ] || { echo \"iptables-restore: line $line failed\" >&2; exit 1; }";
+        before("iptables-restore", &format!("text=/run/text.$$; cat >$text; line=$({line}); {refuse}; exec <$text"));
+        let report = backend(Family::V4).replace(&facts, &mut all.into_iter()).unwrap();
+        assert_eq!(report.set_aside.len(), refused.len(), "{:?}", report.set_aside);
+        assert_same(&without_comments(saved(Family::V4)), &without_comments(without));
+    }
+
     /// Whatever part of our rules somebody takes away is missed, and comes back; in one family as in the other.
     fn a_flush_of_any_table_is_noticed() {
         for (family, tool) in [(Family::V4, "iptables"), (Family::V6, "ip6tables")] {
@@ -121,32 +150,38 @@ in_both_variants! {
     /// A Service that is refused in a batch leaves nothing behind, and no rule of the others is there twice.
     fn a_refusal_in_a_batch_leaves_the_rest_as_it_should_be() {
         let facts = facts(Family::V4);
-        let mut live = programmed(&facts, &every_kind(Family::V4));
-        let emptied = Plan::new(Family::V4, 3).node_port(30003).external_ip().build();
-        let batch = [emptied.clone(), broken(20).load_balancer(&["from"]).build(), broken(21).build()];
-        let report = live.update(&batch).unwrap();
-        assert_eq!((report.set_aside.len(), report.refusals), (2, 2), "{:?}", report.set_aside);
-        let now = saved(Family::V4);
-        let mut plans = every_kind(Family::V4);
-        plans[2] = emptied;
-        wipe(Family::V4);
-        programmed(&facts, &plans);
-        assert_same(&now, &saved(Family::V4));
+        for others in others() {
+            wipe(Family::V4);
+            let mut plans = [every_kind(Family::V4), others].concat();
+            let mut live = programmed(&facts, &plans);
+            let emptied = Plan::new(Family::V4, 3).node_port(30003).external_ip().build();
+            let batch = [emptied.clone(), broken(20).load_balancer(&["from"]).build(), broken(21).build()];
+            let report = live.update(&batch).unwrap();
+            assert_eq!((report.set_aside.len(), report.refusals), (2, 2), "{:?}", report.set_aside);
+            let now = saved(Family::V4);
+            plans[2] = emptied;
+            wipe(Family::V4);
+            programmed(&facts, &plans);
+            assert_same(&now, &saved(Family::V4));
+        }
     }
 
     /// The same when everything is programmed for the first time: no jump is there twice.
     fn a_refusal_in_a_first_load_leaves_the_rest_as_it_should_be() {
         let facts = facts(Family::V4);
-        let mut plans = every_kind(Family::V4);
-        programmed(&facts, &plans);
-        let without = saved(Family::V4);
-        wipe(Family::V4);
-        plans.insert(2, broken(20).node_port(30020).load_balancer(&["from"]).build());
-        plans.push(broken(21).build());
-        let report = backend(Family::V4).replace(&facts, &mut plans.into_iter()).unwrap();
-        assert_eq!(report.set_aside.len(), 2);
-        assert!(report.set_aside.iter().all(|(_, reason)| reason.contains("fd00::1")), "{:?}", report.set_aside);
-        assert_same(&saved(Family::V4), &without);
+        for others in others() {
+            wipe(Family::V4);
+            let mut plans = [every_kind(Family::V4), others].concat();
+            programmed(&facts, &plans);
+            let without = saved(Family::V4);
+            wipe(Family::V4);
+            plans.insert(2, broken(20).node_port(30020).load_balancer(&["from"]).build());
+            plans.push(broken(21).build());
+            let report = backend(Family::V4).replace(&facts, &mut plans.into_iter()).unwrap();
+            assert_eq!(report.set_aside.len(), 2);
+            assert!(report.set_aside.iter().all(|(_, reason)| reason.contains("fd00::1")), "{:?}", report.set_aside);
+            assert_same(&saved(Family::V4), &without);
+        }
     }
 
     /// All ports of a Service that is refused are told of, and none of another.
@@ -170,32 +205,38 @@ in_both_variants! {
 
     /// A Service that is refused has left chains that lead to others of its own, which go all the same.
     fn a_service_that_is_refused_in_a_load_keeps_nothing() {
-        let facts = facts(Family::V4);
-        let (plans, spoilt, without) = (every_kind(Family::V4), some_spoilt(), unspoilt());
-        let mut live = programmed(&facts, &plans);
-        let now = plans.iter().map(|plan| spoilt.iter().find(|other| other.name == plan.name).unwrap_or(plan).clone());
-        let report = live.replace(&facts, &mut now.collect::<Vec<_>>().into_iter()).unwrap();
-        assert_eq!(report.set_aside.len(), spoilt.len(), "{:?}", report.set_aside);
-        let now = saved(Family::V4);
-        wipe(Family::V4);
-        programmed(&facts, &without);
-        assert_same(&now, &saved(Family::V4));
+        let (facts, spoilt) = (facts(Family::V4), some_spoilt());
+        for others in others() {
+            wipe(Family::V4);
+            let plans = [every_kind(Family::V4), others.clone()].concat();
+            let mut live = programmed(&facts, &plans);
+            let now =
+                plans.iter().map(|plan| spoilt.iter().find(|other| other.name == plan.name).unwrap_or(plan).clone());
+            let report = live.replace(&facts, &mut now.collect::<Vec<_>>().into_iter()).unwrap();
+            assert_eq!(report.set_aside.len(), spoilt.len(), "{:?}", report.set_aside);
+            let now = saved(Family::V4);
+            wipe(Family::V4);
+            programmed(&facts, &[unspoilt(), others].concat());
+            assert_same(&now, &saved(Family::V4));
+        }
     }
 
     /// In a change it keeps nothing either, and gets all of it back when it is as it should be.
     fn a_service_that_is_refused_in_a_change_keeps_nothing() {
-        let facts = facts(Family::V4);
-        let (plans, spoilt) = (every_kind(Family::V4), some_spoilt());
-        let mut live = programmed(&facts, &plans);
-        let before = saved(Family::V4);
-        let report = live.update(&spoilt).unwrap();
-        assert_eq!(report.set_aside.len(), spoilt.len(), "{:?}", report.set_aside);
-        let now = saved(Family::V4);
-        live.update(&plans).unwrap();
-        assert_same(&saved(Family::V4), &before);
-        wipe(Family::V4);
-        programmed(&facts, &unspoilt());
-        assert_same(&now, &saved(Family::V4));
+        let (facts, spoilt) = (facts(Family::V4), some_spoilt());
+        for others in others() {
+            wipe(Family::V4);
+            let mut live = programmed(&facts, &[every_kind(Family::V4), others.clone()].concat());
+            let before = saved(Family::V4);
+            let report = live.update(&spoilt).unwrap();
+            assert_eq!(report.set_aside.len(), spoilt.len(), "{:?}", report.set_aside);
+            let now = saved(Family::V4);
+            live.update(&every_kind(Family::V4)).unwrap();
+            assert_same(&saved(Family::V4), &before);
+            wipe(Family::V4);
+            programmed(&facts, &[unspoilt(), others].concat());
+            assert_same(&now, &saved(Family::V4));
+        }
     }
 
     /// A refusal in a table is heard of when those before it are committed: no jump is there twice.

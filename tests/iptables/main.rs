@@ -214,6 +214,8 @@ fn every_kind_is_reached(others: &[ServicePlan]) {
     assert_eq!(from("pod2", "10.96.0.1:80"), Answer::from("pod3", "10.244.1.2"), "an endpoint appeared");
     live.update(&[Plan::new(Family::V4, 1).build()]).unwrap();
     assert_eq!(from("pod2", "10.96.0.1:80"), Answer::Refused, "and disappeared");
+    live.update(&[Plan::new(Family::V4, 1).endpoint_of_no_node(2).build()]).unwrap();
+    assert_eq!(from("pod2", "10.96.0.1:80"), Answer::from("pod2", "10.244.1.1"), "it may be anywhere, so here too");
 }
 
 /// Changes Services at random, beside others that stay; compares with a fresh start after each change.
@@ -240,7 +242,7 @@ fn change_at_random(family: Family, others: &[ServicePlan]) {
     }
 }
 
-/// So many more Services that the legacy variant says all of them tersely.
+/// So many more Services that all of them are said in another layout.
 fn crowd(family: Family) -> Vec<ServicePlan> {
     (100..420).map(|number| Plan::new(family, number).endpoints(&[12]).build()).collect()
 }
@@ -403,69 +405,55 @@ in_both_variants! {
         every_kind_is_reached(&[]);
     }
 
-    /// A load of many slices, with a Service in the middle that is refused. Where a table is replaced as a whole, only
-    /// endpoints of this node have a chain of their own.
+    /// A load of many slices, with a Service in the middle that is refused. Only endpoints of this node have a chain of
+    /// their own.
     fn a_large_load_is_complete() {
         if !is_root_of_the_machine() {
             println!("skipped: iptables-nft sends more than a user namespace lets it");
             return;
         }
         let facts = facts(Family::V4);
-        let mut plans: Vec<_> = (1..=400).map(|n| Plan::new(Family::V4, n).endpoints(&[2, 12]).build()).collect();
-        plans[200].ports[0].cluster[0].address = "fd00::1".parse().unwrap();
+        let mut plans: Vec<_> = (1..=702).map(|n| Plan::new(Family::V4, n).endpoints(&[2, 12]).build()).collect();
+        let refused = [699, 200];
+        refused.iter().for_each(|n| plans[*n].ports[0].cluster[0].address = "fd00::1".parse().unwrap());
         let report = backend(Family::V4).replace(&facts, &mut plans.iter().cloned()).unwrap();
-        assert_eq!(report.set_aside.len(), 1);
+        assert_eq!(report.set_aside.len(), 2);
 
         let chains = saved(Family::V4);
         let count = |prefix| chains.keys().filter(|(_, name)| name.starts_with(prefix)).count();
         let is_nft = run("iptables --version").contains("nf_tables");
-        assert_eq!((count("KUBE-SVC-"), count("KUBE-SEP-")), if is_nft { (399, 2 * 399) } else { (42, 399) });
+        assert_eq!((count("KUBE-SVC-"), count("KUBE-SEP-")), if is_nft { (700, 700) } else { (42, 700) });
         let to_services = |saved: &Saved| {
             let chains = if is_nft { &["KUBE-SERVICES"][..] } else { &["KUBE-SVC-2-1", "KUBE-SVC-2-2"] };
             let rules = chains.iter().flat_map(|chain| &saved[&("nat".to_owned(), (*chain).to_owned())]);
             rules.filter(|rule| rule.contains(" -d 10.96.")).count() / chains.len()
         };
-        assert_eq!(to_services(&chains), 399);
+        assert_eq!(to_services(&chains), 700);
 
-        plans.remove(200);
+        refused.iter().for_each(|n| drop(plans.remove(*n)));
         let mut again = backend(Family::V4);
         let report = again.replace(&facts, &mut plans.clone().into_iter()).unwrap();
         assert_eq!(report.changes, 0, "all of it is recognised");
         let gone: Vec<_> = plans.iter().skip(1).map(|plan| ServicePlan::none(&plan.name)).collect();
         again.update(&gone).unwrap();
         let left = saved(Family::V4);
-        assert_eq!(left.keys().filter(|(_, name)| name.starts_with("KUBE-SEP-")).count(), if is_nft { 2 } else { 1 });
+        assert_eq!(left.keys().filter(|(_, name)| name.starts_with("KUBE-SEP-")).count(), 1);
         assert_eq!(to_services(&left), 1);
     }
-}
 
-/// Many Services in the legacy variant share what marks who is masqueraded: nothing else is different for packets.
-#[test]
-fn packets_reach_who_they_should_in_a_crowd() {
-    isolated("packets_reach_who_they_should_in_a_crowd", || {
-        use_variant("legacy");
+    /// Many Services are said in another way; for packets nothing is different.
+    fn packets_reach_who_they_should_in_a_crowd() {
         every_kind_is_reached(&crowd(Family::V4));
-        let services = &saved(Family::V4)[&("nat".to_owned(), "KUBE-SERVICES".to_owned())];
-        assert_eq!(services[0], "KUBE-SERVICES ! -s 10.244.1.0/24 -j KUBE-MARK-MASQ");
-        assert_eq!(services[services.len() - 2], "KUBE-SERVICES -j MARK --set-xmark 0x0/0x4000");
-    });
-}
+    }
 
-#[test]
-fn changes_in_a_crowd_lead_where_a_fresh_start_leads() {
-    isolated("changes_in_a_crowd_lead_where_a_fresh_start_leads", || {
-        use_variant("legacy");
+    fn changes_in_a_crowd_lead_where_a_fresh_start_leads() {
         for family in Family::ALL {
             change_at_random(family, &crowd(family));
         }
-    });
-}
+    }
 
-/// A restart recognises what changes made of a crowd; and when few Services are left, it leaves nothing of its draws.
-#[test]
-fn a_crowd_is_recognised_and_goes_without_a_trace() {
-    isolated("a_crowd_is_recognised_and_goes_without_a_trace", || {
-        use_variant("legacy");
+    /// A restart recognises what changes made of a crowd; and when few Services are left, it leaves nothing of it.
+    fn a_crowd_is_recognised_and_goes_without_a_trace() {
         for family in Family::ALL {
             let facts = facts(family);
             let mut all = [every_kind(family), crowd(family)].concat();
@@ -485,14 +473,10 @@ fn a_crowd_is_recognised_and_goes_without_a_trace() {
             programmed(&facts, &all[..5]);
             assert_same(&shrunk, &without_comments(saved(family)));
         }
-    });
-}
+    }
 
-/// When Services become many, all are said anew: once, and as after a fresh start but for comments.
-#[test]
-fn a_growing_cluster_is_said_anew_once() {
-    isolated("a_growing_cluster_is_said_anew_once", || {
-        use_variant("legacy");
+    /// When Services become many, all are said anew: once, and as after a fresh start but for comments.
+    fn a_growing_cluster_is_said_anew_once() {
         let (facts, all) = (facts(Family::V4), [every_kind(Family::V4), crowd(Family::V4)].concat());
         let (few, many) = all.split_at(all.len() - 100);
         let mut live = programmed(&facts, few);
@@ -504,6 +488,18 @@ fn a_growing_cluster_is_said_anew_once() {
         wipe(Family::V4);
         programmed(&facts, &all);
         assert_same(&grown, &without_comments(saved(Family::V4)));
+    }
+}
+
+/// Where a table is replaced as a whole, many Services share what marks who is masqueraded.
+#[test]
+fn a_crowd_in_legacy_tables_is_marked_by_one_rule() {
+    isolated("a_crowd_in_legacy_tables_is_marked_by_one_rule", || {
+        use_variant("legacy");
+        programmed(&facts(Family::V4), &crowd(Family::V4));
+        let services = &saved(Family::V4)[&("nat".to_owned(), "KUBE-SERVICES".to_owned())];
+        assert_eq!(services[0], "KUBE-SERVICES ! -s 10.244.1.0/24 -j KUBE-MARK-MASQ");
+        assert_eq!(services[services.len() - 2], "KUBE-SERVICES -j MARK --set-xmark 0x0/0x4000");
     });
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use kube_proxy::model::{Family, ObjectName, Protocol};
+use kube_proxy::model::{Family, ObjectName, Place, Protocol};
 use kube_proxy::plan::{Endpoint, LocalTraffic, NodeFacts, NodePortAddresses, PortName, PortPlan, Route, ServicePlan};
 
 /// A Service with one port, `http` on 80, on the ClusterIP that its number says.
@@ -98,6 +98,14 @@ impl Plan {
         self
     }
 
+    /// A pod that serves it too, in a slice that says of no node.
+    pub fn endpoint_of_no_node(mut self, pod: u16) -> Self {
+        let endpoints = self.pods(&[pod]).into_iter().map(|endpoint| Endpoint { place: Place::Unknown, ..endpoint });
+        self.port.cluster.extend(endpoints);
+        (self.port.internal, self.port.external) = (Route::Cluster, Route::Cluster);
+        self
+    }
+
     /// Traffic from outside stays on the node, where these pods serve it.
     pub fn local(mut self, pods: &[u16]) -> Self {
         self.port.external_local = true;
@@ -180,7 +188,7 @@ impl Plan {
         let pod = |number: &u16| Endpoint {
             address: address(self.family(), [10, 244], 0x100 + number),
             port: 8080,
-            local: *number < 10,
+            place: if *number < 10 { Place::Here } else { Place::Elsewhere },
             weight: 1,
         };
         numbers.iter().map(pod).collect()

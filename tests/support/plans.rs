@@ -1,6 +1,6 @@
 //! Plans for tests of the backends: a small vocabulary, and random ones.
 
-use kube_proxy::model::{Family, ObjectName, Protocol};
+use kube_proxy::model::{Family, ObjectName, Place, Protocol};
 use kube_proxy::plan::{Endpoint, LocalTraffic, NodeFacts, NodePortAddresses, PortName, PortPlan, Route, ServicePlan};
 
 /// Facts of a node whose pods are in 10.244.0.0/16 or fd00:10:244::/56.
@@ -26,7 +26,8 @@ pub fn endpoint(family: Family, number: u16) -> Endpoint {
         Family::V4 => format!("10.244.{}.{}", number / 256, number % 256),
         Family::V6 => format!("fd00:10:244::{number:x}"),
     };
-    Endpoint { address: address.parse().unwrap(), port: 8080, local: number < 100, weight: 1 }
+    let place = if number < 100 { Place::Here } else { Place::Elsewhere };
+    Endpoint { address: address.parse().unwrap(), port: 8080, place, weight: 1 }
 }
 
 /// A Service with one TCP port 80 on `10.96.0.N` or `fd00:10:96::N`, policy Cluster, and these endpoints.
@@ -91,7 +92,7 @@ impl Random {
             return plan;
         }
         let port = &mut plan.ports[0];
-        port.local = port.cluster.iter().filter(|endpoint| endpoint.local).cloned().collect();
+        port.local = port.cluster.iter().filter(|endpoint| endpoint.place.is_here()).cloned().collect();
         let local_route = match (port.cluster.is_empty(), port.local.is_empty()) {
             (true, _) => Route::Reject,
             (false, true) => Route::Drop,

@@ -4,6 +4,7 @@ use super::*;
 use crate::iptables::Options;
 use crate::model::{ObjectName, Protocol};
 use crate::plan::{LocalTraffic, NodeFacts, NodePortAddresses, PortName};
+use Place::{Elsewhere, Here};
 
 fn shape() -> Shape {
     let facts = NodeFacts {
@@ -15,15 +16,19 @@ fn shape() -> Shape {
         host_addresses: vec![],
         service_cidrs: Vec::new(),
     };
-    Shape::new(&facts, Options { localhost_node_ports: true, tcp_be_liberal: false }, false, false)
+    Shape::new(&facts, Options { localhost_node_ports: true, tcp_be_liberal: false }, false, Layout::Full)
 }
 
-fn terse() -> Shape {
-    Shape { terse: true, ..shape() }
+fn sparse() -> Shape {
+    Shape { layout: Layout::Sparse, ..shape() }
 }
 
-fn endpoint(address: &str, local: bool) -> Endpoint {
-    Endpoint { address: address.parse().unwrap(), port: 8080, local, weight: 1 }
+fn drawn() -> Shape {
+    Shape { layout: Layout::Drawn, ..shape() }
+}
+
+fn endpoint(address: &str, place: Place) -> Endpoint {
+    Endpoint { address: address.parse().unwrap(), port: 8080, place, weight: 1 }
 }
 
 /// `ns1/svc1:p80`, whose hashes the contract gives, with an endpoint here and one elsewhere.
@@ -42,7 +47,7 @@ fn port() -> PortPlan {
         allow_vip_sources: false,
         affinity: None,
         scheduler: None,
-        cluster: vec![endpoint("10.180.0.1", true), endpoint("10.180.1.1", false)],
+        cluster: vec![endpoint("10.180.0.1", Here), endpoint("10.180.1.1", Elsewhere)],
         local: Vec::new(),
         serving: Vec::new(),
     }
@@ -125,7 +130,7 @@ fn external_policy_local() {
         node_port: Some(3001),
         external: Route::Local,
         external_local: true,
-        local: vec![endpoint("10.180.0.1", true)],
+        local: vec![endpoint("10.180.0.1", Here)],
         ..port()
     };
     expect_more(
@@ -309,7 +314,7 @@ fn internal_policy_local_without_local_endpoints() {
 
 #[test]
 fn endpoints_without_a_chain_of_their_own() {
-    let choosing: Vec<_> = written(&terse(), port(), false);
+    let choosing: Vec<_> = written(&drawn(), port(), false);
     assert_eq!(
         choosing,
         [
@@ -319,26 +324,50 @@ fn endpoints_without_a_chain_of_their_own() {
             "nat: -A KUBE-SVC-2-2 -d 172.30.0.41/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.180.1.1:8080",
         ]
     );
-    let one = written(&terse(), PortPlan { cluster: vec![endpoint("10.180.1.1", false)], ..port() }, false);
+    let one = written(&drawn(), PortPlan { cluster: vec![endpoint("10.180.1.1", Elsewhere)], ..port() }, false);
     assert_eq!(
         one,
         ["nat: -A KUBE-SERVICES -d 172.30.0.41/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.180.1.1:8080"]
     );
+}
+
+#[test]
+fn who_has_a_chain_among_many_services() {
+    let chains_but_of_others = written(&sparse(), port(), true);
+    let all = written(&shape(), port(), true);
+    let (of_the_other, direct): (Vec<_>, Vec<_>) = all
+        .iter()
+        .filter(|line| !chains_but_of_others.contains(line))
+        .partition(|line| line.starts_with("-A KUBE-SEP-2"));
+    assert_eq!((of_the_other.len(), direct.len()), (2, 1), "nothing else is different");
+    let more: Vec<_> = chains_but_of_others.iter().filter(|line| !all.contains(line)).collect();
+    assert_eq!(
+        more,
+        [
+            "-A KUBE-SVC-x -p tcp -m comment --comment \"ns1/svc1:p80 -> 10.180.1.1:8080\" -j DNAT --to-destination 10.180.1.1:8080"
+        ]
+    );
+
+    let nobody_says = |place| PortPlan { cluster: vec![endpoint("10.180.0.1", place)], ..port() };
     let affine = PortPlan { affinity: Some(1), ..port() };
-    let endpoints = |shape| {
-        let lines = written(&shape, affine.clone(), false).into_iter();
+    let endpoints = |shape: &Shape, port: &PortPlan| {
+        let lines = written(shape, port.clone(), false).into_iter();
         lines.filter(|line| line.starts_with("-A KUBE-SEP")).collect::<Vec<_>>()
     };
-    assert_eq!(endpoints(terse()), endpoints(shape()), "affinity needs every chain");
+    for shape in [sparse(), drawn()] {
+        assert_eq!(endpoints(&shape, &affine), endpoints(&self::shape(), &affine), "affinity needs every chain");
+        assert_eq!(endpoints(&shape, &nobody_says(Place::Unknown)).len(), 2, "it may be here");
+        assert_eq!(endpoints(&shape, &nobody_says(Place::Elsewhere)).len(), 0);
+    }
 }
 
 /// Where more leads to the endpoints than the ClusterIP, or they are not alike, the Service has its chain.
 #[test]
 fn who_draws_alone() {
-    let cluster = || vec![endpoint("10.180.1.1", false), endpoint("10.180.1.2", false)];
+    let cluster = || vec![endpoint("10.180.1.1", Elsewhere), endpoint("10.180.1.2", Elsewhere)];
     let port = || PortPlan { cluster: cluster(), ..port() };
     let draws_alone = |port| {
-        let written = written(&terse(), port, false);
+        let written = written(&drawn(), port, false);
         let chain = [
             "-A KUBE-SVC-x -p tcp -m statistic --mode random --probability 0.50000000000 -j DNAT \
              --to-destination 10.180.1.1:8080",
@@ -351,12 +380,12 @@ fn who_draws_alone() {
     assert!(draws_alone(PortPlan { node_port: Some(3001), ..port() }));
     assert!(draws_alone(PortPlan { external_ips: vec!["1.2.3.4".parse().unwrap()], ..port() }));
 
-    let has_chain = |port| written(&terse(), port, false).iter().any(|line| line.starts_with("-A KUBE-SVC-x "));
+    let has_chain = |port| written(&drawn(), port, false).iter().any(|line| line.starts_with("-A KUBE-SVC-x "));
     let mut cluster = cluster();
     cluster[0].weight = 3;
     assert!(has_chain(PortPlan { cluster, ..port() }));
     assert!(has_chain(PortPlan { affinity: Some(1), ..port() }));
-    let many = |number| (0..number).map(|n| endpoint(&format!("10.180.1.{n}"), false)).collect();
+    let many = |number| (0..number).map(|n| endpoint(&format!("10.180.1.{n}"), Elsewhere)).collect();
     assert!(!has_chain(PortPlan { cluster: many(*DRAWN.end()), ..port() }));
     assert!(has_chain(PortPlan { cluster: many(*DRAWN.end() + 1), ..port() }));
 }
@@ -365,21 +394,21 @@ fn who_draws_alone() {
 fn many_services_have_one_rule_for_who_is_masqueraded() {
     let chain =
         |shape: &Shape| [shape.head(Shared::Services), shape.tail(Shared::Services)].map(|rules| rules.join("; "));
-    let [head, tail] = chain(&terse());
+    let [head, tail] = chain(&drawn());
     let draws = DRAWN.map(|of| format!("-j KUBE-SVC-{of}")).collect::<Vec<_>>().join("; ");
     assert_eq!(head, format!("! -s 10.0.0.0/8 -j KUBE-MARK-MASQ; {draws}"));
     let [nothing, node_ports] = chain(&shape());
     assert_eq!((nothing, tail), (String::new(), format!("-j MARK --set-xmark 0x0/0x4000; {node_ports}")));
 
     let everybody = NodeFacts { masquerade_all: true, ..shape().facts };
-    assert_eq!(chain(&Shape { facts: everybody, ..terse() })[0], format!("-j KUBE-MARK-MASQ; {draws}"));
+    assert_eq!(chain(&Shape { facts: everybody, ..drawn() })[0], format!("-j KUBE-MARK-MASQ; {draws}"));
     let nobody = NodeFacts { local_traffic: LocalTraffic::Unknown, ..shape().facts };
-    assert_eq!(chain(&Shape { facts: nobody, ..terse() }), [draws, node_ports]);
+    assert_eq!(chain(&Shape { facts: nobody, ..drawn() }), [draws, node_ports]);
 
     // From outside: policy Cluster marks everything anyway, policy Local keeps the client's address.
     let external = |external_local| PortPlan { node_port: Some(3001), external_local, ..port() };
     let marks = |port| {
-        let lines = written(&terse(), port, false).into_iter();
+        let lines = written(&drawn(), port, false).into_iter();
         lines.filter(|line| line.starts_with("-A KUBE-EXT") && line.contains("MARK")).collect::<Vec<_>>()
     };
     assert!(marks(external(false))[0].ends_with("from outside\" -j KUBE-MARK-MASQ"));
@@ -390,7 +419,7 @@ fn many_services_have_one_rule_for_who_is_masqueraded() {
 fn weights_are_shares() {
     let mut port = port();
     port.cluster =
-        [(3, "10.180.0.1"), (1, "10.180.1.1")].map(|(weight, a)| Endpoint { weight, ..endpoint(a, true) }).into();
+        [(3, "10.180.0.1"), (1, "10.180.1.1")].map(|(weight, a)| Endpoint { weight, ..endpoint(a, Here) }).into();
     let shares = written(&shape(), port.clone(), false);
     assert!(shares[5].contains("--probability 0.75000000000 -j KUBE-SEP-1"), "{shares:#?}");
     port.cluster[0].weight = 0;
@@ -431,7 +460,7 @@ fn the_other_family() {
     shape.facts.local_traffic = LocalTraffic::Cidr("fd00:10::/32".parse().unwrap());
     let port = PortPlan {
         cluster_ip: "fd00:172:30::41".parse().unwrap(),
-        cluster: vec![endpoint("fd00:10:180::1", true)],
+        cluster: vec![endpoint("fd00:10:180::1", Here)],
         affinity: Some(60),
         ..port()
     };

@@ -7,7 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::wire;
 use super::words::Words;
-use crate::model::{Endpoint, EndpointSlice, Family, ObjectName, Protocol, SlicePort, parse_ip};
+use crate::model::{Endpoint, EndpointSlice, Family, ObjectName, Place, Protocol, SlicePort, parse_ip};
 
 /// What is needed beside the object itself.
 pub struct Context<'a> {
@@ -88,7 +88,11 @@ fn endpoint(
         ready: condition(|c| c.ready).unwrap_or(true),
         serving: condition(|c| c.serving).unwrap_or(true),
         terminating: condition(|c| c.terminating).unwrap_or(false),
-        local: &*wire.node_name == context.node_name,
+        place: match &*wire.node_name {
+            "" => Place::Unknown,
+            node if node == context.node_name => Place::Here,
+            _ => Place::Elsewhere,
+        },
         hinted_node: (!node_hints.is_empty()).then(|| node_hints.iter().any(|hint| &*hint.name == context.node_name)),
         hinted_zones: zone_hints.iter().map(|hint| context.words.share(&hint.name)).collect(),
         weight: weights.iter().find(|(of, _)| *of == address).map(|&(_, weight)| weight),
@@ -185,12 +189,13 @@ mod tests {
     }
 
     #[test]
-    fn local_means_our_node() {
-        let local = |node: Value| endpoint(json!({"addresses": ["10.0.0.1"], "nodeName": node})).unwrap().local;
-        assert!(local(json!("us")));
-        assert!(!local(json!("US")));
-        assert!(!local(json!("them")));
-        assert!(!local(Value::Null));
+    fn endpoints_are_here_on_our_node() {
+        let place = |node: Value| endpoint(json!({"addresses": ["10.0.0.1"], "nodeName": node})).unwrap().place;
+        assert_eq!(place(json!("us")), Place::Here);
+        assert_eq!(place(json!("US")), Place::Elsewhere);
+        assert_eq!(place(json!("them")), Place::Elsewhere);
+        assert_eq!(place(json!("")), Place::Unknown);
+        assert_eq!(place(Value::Null), Place::Unknown);
     }
 
     #[test]
