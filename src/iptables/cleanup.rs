@@ -80,5 +80,5 @@ fn clean(tools: Tools, table: Table) -> Result<bool, Error> {
     for name in ours {
         section.add(&format!("-X {name}\n"))?;
     }
-    restore::run(tools, &mut [section], 0, &mut Aside::new()).map(|_| true)
+    restore::run(tools, &mut [section], &mut Aside::new()).map(|_| true)
 }

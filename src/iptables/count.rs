@@ -2,7 +2,7 @@
 
 use crate::backend::Rules;
 
-use super::shape::Shape;
+use super::shape::{self, Shape};
 use super::shared::Table;
 
 /// Numbers of rules; mangle has none of ours.
@@ -22,7 +22,7 @@ impl Count {
         let of = |table| {
             shape.fixed(table).iter().map(|chain| chain.rules.len()).sum::<usize>()
                 + shape.shared(table).map(|shared| shape.head(shared).len() + shape.tail(shared).len()).sum::<usize>()
-                + shape.jumps(table).count()
+                + shape::jumps(table).count()
         };
         Self { nat: of(Table::Nat), filter: of(Table::Filter) }
     }

@@ -13,7 +13,7 @@ use super::count::Count;
 use super::held::{Held, Ordered, Unordered};
 use super::names::ChainName;
 use super::restore::{self, Aside, Owner, Section, Whose};
-use super::shape::Shape;
+use super::shape::{self, Shape};
 use super::shared::{FIREWALL, Shared, Table};
 use super::state::{self, Programmed};
 use super::tap::Tap;
@@ -41,23 +41,21 @@ impl Iptables {
         let mut held = [self.held(Table::Nat)?, self.held(Table::Filter)?];
         // Asked now: once a tool reads what is written here, it may hold the lock that others wait for.
         let has_canary = !self.watch.is_blank(Table::Mangle) && self.watch.has_canary(self.tools);
-        let mut nat = self.load_chains(shape, &mut held[0], services, &mut load)?;
-        if !is_streamed(&held[0]) {
-            self.load_shared(&mut nat, shape, &held[0], &mut load)?;
-        }
+        let mut nat = self.load_nat(shape, &mut held[0], services, &mut load)?;
         let draws = held[0].draws().filter(|_| !shape.is_drawn()).map(str::to_owned);
         let mut stale: Vec<String> = held[0].chains.keys().map(ChainName::to_string).chain(draws).collect();
         // The nft tool sorts the chains that a text names into a list, and looks for each from the list's beginning on.
         stale.sort_unstable_by(|one, other| other.cmp(one));
+        nat.own(Whose::Once);
         state::empty_chains(&mut nat, stale.iter())?;
         let mut nat_jumps = next(Table::Nat, &mut nat)?;
-        load.wrote(Table::Nat, jumps(&mut nat_jumps, shape, &held[0])?);
+        load.wrote(Table::Nat, jumps(&mut nat_jumps, &held[0])?);
 
         let mut filter = next(Table::Filter, &mut nat_jumps)?;
         load.fixed(&mut filter, shape, &held[1])?;
         self.load_shared(&mut filter, shape, &held[1], &mut load)?;
         let mut filter_jumps = next(Table::Filter, &mut filter)?;
-        load.wrote(Table::Filter, jumps(&mut filter_jumps, shape, &held[1])?);
+        load.wrote(Table::Filter, jumps(&mut filter_jumps, &held[1])?);
 
         let mut mangle = next(Table::Mangle, &mut filter_jumps)?;
         if !has_canary {
@@ -69,7 +67,7 @@ impl Iptables {
             for section in [1, 3] {
                 let table = sections[section].table();
                 sections[section] = Section::new(table)?;
-                jumps(&mut sections[section], shape, &self.held(table)?)?;
+                jumps(&mut sections[section], &self.held(table)?)?;
             }
             self.run(&mut sections, &mut load)?;
         }
@@ -77,8 +75,8 @@ impl Iptables {
             stale.extend(self.leave_out(shape, &mut held, &mut load)?.iter().map(ChainName::to_string));
         }
         self.remove_stale(&held[0], &stale, &mut load);
-        // The tool let go of its lock before it removed these: others may have had their turn.
-        self.watch.changed(stale.is_empty());
+        // The tool lets go of its lock after each table: others may have had their turn.
+        self.watch.changed(false);
         load.report.tables = self.owned.beside(load.written);
         Ok(load.report)
     }
@@ -88,10 +86,9 @@ impl Iptables {
         if self.watch.is_blank(table) { Ok(Held::default()) } else { Held::read(self.tools, table) }
     }
 
-    /// The chains of all Services: writes those that are not held as they should be, and takes those that should be
-    /// there out of `held`. Writes the shared chains too where that [`can be`](is_streamed). Returns the section that is
-    /// not run yet.
-    fn load_chains(
+    /// The chains of all Services, and the shared ones: writes those that are not held as they should be, and takes those
+    /// of Services that should be there out of `held`. Returns the section that is not run yet.
+    fn load_nat(
         &mut self,
         shape: &Shape,
         held: &mut Held,
@@ -100,7 +97,10 @@ impl Iptables {
     ) -> Result<Section, Error> {
         let mut section = Section::tapped(Table::Nat, Tap::new(self.tools))?;
         load.fixed(&mut section, shape, held)?;
-        let (streamed, mut sliced) = (is_streamed(held), false);
+        // With none of the shared chains there, there is nothing to compare, and nothing leads there yet: they are written
+        // while the Services are planned.
+        let streamed = held.shared.is_empty();
+        let mut sliced = false;
         let expected = services.size_hint().0;
         self.services.reserve(expected);
         load.owners.reserve(expected);
@@ -123,14 +123,19 @@ impl Iptables {
             }
             self.keep(&plan.name, programmed);
             if self.sliced(section.lines()) {
-                section = self.after(section, load)?;
+                section = self.after(section, load)?.adding();
                 sliced = true;
             }
         }
-        section.own(Whose::All);
         load.wrote(Table::Nat, shared.end(shape, &mut section)?);
-        // A slice that adds to shared chains must not be said again because of what follows it.
-        if sliced { self.after(section, load) } else { Ok(section) }
+        if sliced {
+            // It must not be said again because of what follows it.
+            section = self.after(section, load)?;
+        }
+        if !streamed {
+            self.load_shared(&mut section, shape, held, load)?;
+        }
+        Ok(section)
     }
 
     /// A section for the rest of a table, when all of this one is there.
@@ -163,7 +168,6 @@ impl Iptables {
             programmed.shared.for_each(|chain, rule| shared.take(chain, rule));
             shared.write(section)?;
         }
-        section.own(Whose::All);
         load.wrote(table, shared.end(shape, section)?);
         Ok(())
     }
@@ -185,7 +189,7 @@ impl Iptables {
     }
 
     fn run(&self, sections: &mut [Section], load: &mut Load) -> Result<(), Error> {
-        load.report.refusals += restore::run(self.tools, sections, load.owners.count(), &mut load.aside)?;
+        load.report.refusals += restore::run(self.tools, sections, &mut load.aside)?;
         Ok(())
     }
 
@@ -222,7 +226,7 @@ impl Iptables {
         }
         let removed = Section::new(Table::Nat).and_then(|mut section| {
             let removed = state::remove_empty_chains(&mut section, idle.into_iter())?;
-            restore::run(self.tools, &mut [section], 0, &mut Aside::new()).map(|_| removed)
+            restore::run(self.tools, &mut [section], &mut Aside::new()).map(|_| removed)
         });
         match removed {
             Ok(removed) => load.report.changes += removed,
@@ -243,18 +247,12 @@ fn next(table: Table, last: &mut Section) -> Result<Section, Error> {
 }
 
 /// The jumps that lead to the shared chains of a table, as far as they are missing. Returns their number.
-fn jumps(section: &mut Section, shape: &Shape, held: &Held) -> Result<usize, Error> {
+fn jumps(section: &mut Section, held: &Held) -> Result<usize, Error> {
     section.own(Whose::Once);
-    for jump in shape.jumps(section.table()).filter(|jump| !held.has(jump)) {
+    for jump in shape::jumps(section.table()).filter(|jump| !held.has(jump)) {
         section.add(&format!("-I {jump}\n"))?;
     }
     Ok(section.lines())
-}
-
-/// Whether the rules in shared chains of the nat table are written while the Services are planned: none of the chains is
-/// there, so that there is nothing to compare, and nothing leads there yet.
-fn is_streamed(held: &Held) -> bool {
-    held.shared.is_empty()
 }
 
 /// Shared chains while they are written, all at once: Service by Service.
@@ -276,6 +274,7 @@ impl Joint {
             joint.text.extend([":", name, " - [0:0]\n"]);
         }
         joint.frame(shape, Shape::head);
+        section.own(Whose::Once);
         joint.write(section)?;
         Ok(joint)
     }
@@ -298,6 +297,7 @@ impl Joint {
     /// Writes what comes last in each chain. Returns how many rules there were.
     fn end(mut self, shape: &Shape, section: &mut Section) -> Result<usize, Error> {
         self.frame(shape, Shape::tail);
+        section.own(Whose::Once);
         self.write(section)?;
         Ok(self.rules)
     }

@@ -80,11 +80,7 @@ pub struct Options {
 /// # Errors
 /// When the kernel does not let us.
 pub fn prepare(facts: &NodeFacts, options: Options) -> Result<(), Error> {
-    set_up(&Shape::new(facts, options, false, Layout::Full))
-}
-
-fn set_up(shape: &Shape) -> Result<(), Error> {
-    if !shape.localhost_node_ports() {
+    if !shape::localhost_node_ports(facts, options) {
         return Ok(());
     }
     sysctl::ensure(Path::new(ROUTE_LOCALNET), 1).map_err(|error| {
@@ -121,6 +117,15 @@ pub struct Iptables {
     endpoints: usize,
     /// How many rules are ours.
     owned: Count,
+}
+
+/// How far an update has come.
+#[derive(Default)]
+struct Update {
+    report: Report,
+    written: Count,
+    /// How many transactions it took; others may have had their turn between them.
+    transactions: usize,
 }
 
 /// Services in the order in which scripts number them, with the names to report.
@@ -199,7 +204,7 @@ impl Backend for Iptables {
         self.services.clear();
         self.shared.clear();
         (self.endpoints, self.owned) = (0, Count::fixed(&shape));
-        set_up(&shape)?;
+        prepare(facts, self.options)?;
         let report = self.load(&shape, services)?;
         self.shape = Some(shape);
         Ok(report)
@@ -209,12 +214,14 @@ impl Backend for Iptables {
         let shape =
             self.shape.take().ok_or_else(|| Error("iptables rules are changed before they were made".to_owned()))?;
         let was_calm = self.watch.is_calm();
-        let (mut report, mut written) = (Report::default(), Count::default());
+        let mut update = Update::default();
         let mut rest = changed;
         while !rest.is_empty() {
-            rest = &rest[self.update_some(&shape, rest, &mut report, &mut written)?..];
+            rest = &rest[self.update_some(&shape, rest, &mut update)?..];
         }
-        self.watch.changed(was_calm);
+        let Update { mut report, written, transactions } = update;
+        // Where somebody flushed a table just now, a Service may be refused that is as it should be.
+        self.watch.changed(was_calm && transactions <= 1 && report.set_aside.is_empty());
         report.outgrown = shape.layout < self.layout(self.services.len());
         self.shape = Some(shape);
         report.tables = self.owned.beside(written);
@@ -237,13 +244,7 @@ impl Backend for Iptables {
 
 impl Iptables {
     /// Changes as many Services as fit into one call of the tool; returns how many.
-    fn update_some(
-        &mut self,
-        shape: &Shape,
-        changed: &[ServicePlan],
-        report: &mut Report,
-        written: &mut Count,
-    ) -> Result<usize, Error> {
+    fn update_some(&mut self, shape: &Shape, changed: &[ServicePlan], update: &mut Update) -> Result<usize, Error> {
         let mut script = Script::new()?;
         let mut owners = Owners::default();
         let mut news = Vec::new();
@@ -259,9 +260,11 @@ impl Iptables {
             }
         }
         let mut aside = Aside::new();
-        report.refusals += restore::run(self.tools, &mut script.sections, owners.count(), &mut aside)?;
+        let report = &mut update.report;
+        report.refusals += restore::run(self.tools, &mut script.sections, &mut aside)?;
         report.changes += script.changes;
-        *written += script.written;
+        update.written += script.written;
+        update.transactions += script.sections.iter().filter(|section| section.lines() > 0).count();
         let taken = news.len();
         // What a refused Service had goes too, and what was programmed of it before the refusal.
         let mut removal = Script::new()?;
@@ -278,7 +281,7 @@ impl Iptables {
                 }
             }
         }
-        restore::run(self.tools, &mut removal.sections, 0, &mut aside)?;
+        restore::run(self.tools, &mut removal.sections, &mut aside)?;
         report.changes += removal.changes;
         Ok(taken)
     }

@@ -43,7 +43,7 @@ pub enum Whose {
     Service(Owner),
     /// It belongs to all of them; to say it twice does no harm.
     All,
-    /// It belongs to all of them, and must not be said twice.
+    /// It belongs to all of them, and must not be said twice, nor without all that is theirs.
     Once,
 }
 
@@ -57,7 +57,7 @@ pub struct Section {
     marks: Vec<Mark>,
     /// Its lines add to what is there, so none may be said twice.
     additive: bool,
-    /// Services of an additive section that are programmed already.
+    /// Services of an additive section that are programmed already, while a culprit is searched.
     landed: Vec<Range<Owner>>,
     along: Option<Along>,
 }
@@ -95,19 +95,25 @@ enum Part {
 /// Runs the sections in one call of the tool, each a transaction of its own. Services that are refused go to `aside`
 /// and those that are in there are left out; when the rest is programmed, this succeeds, and says how many calls failed
 /// on the way. Fails, with nothing of the refused section programmed, when a line that no Service owns is refused, or a
-/// line that takes something away: then the kernel does not hold what it should, and everything must be read and
-/// programmed anew.
-pub fn run(tools: Tools, sections: &mut [Section], owners: Owner, aside: &mut Aside) -> Result<usize, Error> {
-    let (mut failures, mut done) = (0, 0);
+/// line that takes something away, or nobody knows what: then the kernel does not hold what it should, and everything must
+/// be read and programmed anew.
+pub fn run(tools: Tools, sections: &mut [Section], aside: &mut Aside) -> Result<usize, Error> {
+    let (mut failures, mut done, mut unexplained) = (0, 0, 0);
     while sections[done..].iter().any(|section| section.lines() > 0) {
         let Err(culprit) = attempt(tools, &mut sections[done..], &Part::Everything, aside)? else { break };
         failures += 1;
         done += culprit.section;
-        let (owner, reason) = match culprit.owner {
-            Some(owner) => (owner, culprit.message),
-            None => search(tools, &mut sections[done], owners, aside, culprit.message)?,
+        let found = match (culprit.owner, unexplained) {
+            (Some(owner), _) => Some((owner, culprit.message)),
+            // The kernel refuses a table that somebody else changed meanwhile: nobody's fault, and over the next time.
+            (None, 0) => None,
+            (None, 1) => search(tools, &mut sections[done], aside)?,
+            (None, _) => return Err(Error(format!("program rules: {}", culprit.message))),
         };
-        aside.insert(owner, Refused { reason, section: done });
+        match found {
+            Some((owner, reason)) => drop(aside.insert(owner, Refused { reason, section: done })),
+            None => unexplained += 1,
+        }
     }
     Ok(failures)
 }
@@ -119,32 +125,30 @@ struct Culprit {
 }
 
 /// Finds a Service that the tool refuses without naming its line, by halves. What the halves program on the way is
-/// overwritten when all of the rest is, or is not said again.
-fn search(
-    tools: Tools,
-    section: &mut Section,
-    owners: Owner,
-    aside: &Aside,
-    mut message: String,
-) -> Result<(Owner, String), Error> {
-    let mut suspects = 0..owners;
-    while suspects.len() > 1 {
-        let half = suspects.start..suspects.start + suspects.end.abs_diff(suspects.start) / 2;
-        match attempt(tools, std::slice::from_mut(section), &Part::Services(half.clone()), aside)? {
+/// overwritten when all of the rest is, or is not said again. `None`: nothing is refused any more.
+fn search(tools: Tools, section: &mut Section, aside: &Aside) -> Result<Option<(Owner, String)>, Error> {
+    let attempt = |section: &mut Section, suspects: Range<Owner>| {
+        attempt(tools, std::slice::from_mut(section), &Part::Services(suspects), aside)
+    };
+    if let Err(culprit) = attempt(section, 0..0)? {
+        return Err(Error(format!("program rules that belong to no single Service: {}", culprit.message)));
+    }
+    let mut suspects = section.owners();
+    while !suspects.is_empty() {
+        let half = suspects.start..suspects.start + suspects.end.abs_diff(suspects.start).div_ceil(2);
+        match attempt(section, half.clone())? {
             Ok(()) => {
                 suspects = half.end..suspects.end;
                 if section.additive {
                     section.landed.push(half);
                 }
             }
-            Err(Culprit { owner: Some(owner), message, .. }) => return Ok((owner, message)),
-            Err(culprit) => (suspects, message) = (half, culprit.message),
+            Err(Culprit { owner: Some(owner), message, .. }) => return Ok(Some((owner, message))),
+            Err(Culprit { message, .. }) if half.len() == 1 => return Ok(Some((half.start, message))),
+            Err(_) => suspects = half,
         }
     }
-    if suspects.is_empty() || aside.contains_key(&suspects.start) {
-        return Err(Error(format!("program rules that belong to no single Service: {message}")));
-    }
-    Ok((suspects.start, message))
+    Ok(None)
 }
 
 /// One call of the tool.
@@ -227,9 +231,9 @@ impl Section {
         Self::with_room(table, SHORT)
     }
 
-    /// An empty section whose lines add to what a table has.
-    pub fn additive(table: Table) -> Result<Self, Error> {
-        Ok(Self { additive: true, ..Self::new(table)? })
+    /// The same, with lines that add to what the table has.
+    pub fn adding(self) -> Self {
+        Self { additive: true, ..self }
     }
 
     /// An empty section that a tool reads while it is written.
@@ -276,6 +280,14 @@ impl Section {
             along.offered = self.bytes;
         }
         Ok(())
+    }
+
+    /// The Services that have lines in it, and those between them.
+    fn owners(&self) -> Range<Owner> {
+        let owners = || {
+            self.marks.iter().filter_map(|mark| if let Whose::Service(owner) = mark.whose { Some(owner) } else { None })
+        };
+        owners().min().unwrap_or(0)..owners().max().map_or(0, |last| last + 1)
     }
 
     /// The table whose rules it has.

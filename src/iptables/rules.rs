@@ -354,11 +354,16 @@ impl Port<'_> {
         });
     }
 
-    /// With many Services, only those endpoints have a chain that need it: endpoints of this node, which may be sent back
-    /// to themselves and are then masqueraded, and those of Services with affinity. Others cannot be clients that are
-    /// sent back to themselves here, so their chain would hold one rule, which is as well in the Service's chain.
+    /// With many Services, only those endpoints have a chain that need it: those of Services with affinity, and those that
+    /// may be sent back to themselves and are then masqueraded. That are those that may be on this node, and those whose
+    /// own node may send them here unmasqueraded, to an address from outside with policy Local. The chain of any other
+    /// would hold one rule, which is as well in the Service's chain.
     fn has_chain(&self, endpoint: &Endpoint) -> bool {
-        self.shape.layout == Layout::Full || endpoint.place != Place::Elsewhere || self.plan.affinity.is_some()
+        let plan = self.plan;
+        self.shape.layout == Layout::Full
+            || endpoint.place != Place::Elsewhere
+            || plan.affinity.is_some()
+            || plan.external_local && plan.externally_accessible()
     }
 
     fn target<'e>(&self, endpoint: &'e Endpoint) -> Target<'e> {

@@ -93,6 +93,21 @@ const fn jump(table: Table, from: &'static str, to: &'static str, matches: &'sta
     Jump { table, from, to, matches }
 }
 
+/// Whether NodePorts are served on 127.0.0.0/8. Never on `::1`: the kernel has no way to (contract 6.3).
+pub fn localhost_node_ports(facts: &NodeFacts, options: Options) -> bool {
+    options.localhost_node_ports
+        && facts.family == Family::V4
+        && match &facts.node_port_addresses {
+            NodePortAddresses::All => true,
+            NodePortAddresses::Only(addresses) => addresses.iter().any(IpAddr::is_loopback),
+        }
+}
+
+/// The jumps of a table, the same on every node.
+pub fn jumps(table: Table) -> impl Iterator<Item = &'static Jump> {
+    JUMPS.iter().filter(move |jump| jump.table == table)
+}
+
 // === impl Jump ===
 
 impl fmt::Display for Jump {
@@ -110,24 +125,14 @@ impl Shape {
         Self { facts: facts.clone(), options, counted, layout }
     }
 
-    /// Whether NodePorts are served on 127.0.0.0/8. Never on `::1`: the kernel has no way to (contract 6.3).
+    /// Whether NodePorts are served on 127.0.0.0/8.
     pub fn localhost_node_ports(&self) -> bool {
-        self.options.localhost_node_ports
-            && self.facts.family == Family::V4
-            && match &self.facts.node_port_addresses {
-                NodePortAddresses::All => true,
-                NodePortAddresses::Only(addresses) => addresses.iter().any(IpAddr::is_loopback),
-            }
+        localhost_node_ports(&self.facts, self.options)
     }
 
     /// Whether endpoints are drawn for many Services in common.
     pub fn is_drawn(&self) -> bool {
         self.layout == Layout::Drawn
-    }
-
-    /// The jumps that this node needs.
-    pub fn jumps(&self, table: Table) -> impl Iterator<Item = &'static Jump> {
-        JUMPS.iter().filter(move |jump| jump.table == table)
     }
 
     /// The chains of a table that Services put rules into.

@@ -27,7 +27,7 @@ pub enum Table {
     Mangle,
 }
 
-/// A shared chain that Services put rules into. Their order has no meaning.
+/// A shared chain that Services put rules into. Which Service's rules come first there has no meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Shared {
     /// ClusterIPs, external IPs and load balancer IPs with endpoints.

@@ -69,8 +69,8 @@ impl Programmed {
 impl Script {
     /// Nothing to do yet.
     pub fn new() -> Result<Self, Error> {
-        let sections =
-            [Section::additive(Table::Filter)?, Section::additive(Table::Nat)?, Section::additive(Table::Filter)?];
+        let section = |table| Section::new(table).map(Section::adding);
+        let sections = [section(Table::Filter)?, section(Table::Nat)?, section(Table::Filter)?];
         Ok(Self { sections, changes: 0, written: Count::default() })
     }
 

@@ -50,7 +50,7 @@ pub struct Watch {
     nft: Option<Nftables>,
     /// How things were when all was known to be there.
     known: Option<Stamp>,
-    /// When signs were last looked for, and found.
+    /// When signs were last looked for because others changed something, and found.
     looked: Option<Instant>,
 }
 
@@ -107,8 +107,9 @@ impl Watch {
         }
         let filled = filled();
         let intact = suspects.into_iter().all(|table| self.shows_signs(tools, table, &filled));
+        // Only looks that others cause are to be put off.
+        self.looked = (intact && self.known.is_some()).then(Instant::now);
         self.known = if intact { now } else { None };
-        self.looked = intact.then(Instant::now);
         intact
     }
 

@@ -80,7 +80,68 @@ fn a_tool_may_read_late_or_not_at_all() {
     });
 }
 
+/// Has a tool that can be told to [`refuse`].
+fn with_a_tool_that_refuses() {
+    refuse(0);
+    let line = r#"line=$(grep -n -m 1 ^COMMIT); echo "iptables-restore: line ${line%%:*} failed" >&2"#;
+    before(
+        "iptables-restore",
+        &format!("left=$(cat /run/left); [ $left = 0 ] || {{ echo $((left - 1)) >/run/left; {line}; exit 1; }}"),
+    );
+}
+
+/// Lets the tool refuse so many texts at the end of the first table, as if the kernel did not take it.
+fn refuse(texts: usize) {
+    std::fs::write("/run/left", texts.to_string()).expect("there is room");
+}
+
+/// Does something of which the tool refuses the first texts, though nothing is wrong with them.
+fn programmed_despite(refusals: usize, work: impl FnOnce() -> Result<Report, kube_proxy::backend::Error>) {
+    refuse(refusals);
+    let report = work().expect("it is programmed");
+    assert_eq!(std::fs::read_to_string("/run/left").unwrap().trim(), "0", "all refusals came");
+    assert!(report.set_aside.is_empty(), "{:?}", report.set_aside);
+}
+
 in_both_variants! {
+    /// The kernel refuses a table that somebody else changed meanwhile, and says no more than where the text ends: whose it is
+    /// not is not set aside, and nothing is there twice.
+    fn a_refusal_that_is_over_is_nobodys_fault() {
+        let facts = facts(Family::V4);
+        with_a_tool_that_refuses();
+        for others in others() {
+            wipe(Family::V4);
+            let mut plans = [every_kind(Family::V4), others].concat();
+            let mut live = programmed(&facts, &plans);
+            plans[0] = Plan::new(Family::V4, 1).endpoints(&[2]).build();
+            plans[9] = Plan::new(Family::V4, 10).build();
+            programmed_despite(2, || live.update(&[plans[0].clone(), plans[9].clone()]));
+            plans[1] = Plan::new(Family::V4, 2).endpoints(&[3]).build();
+            programmed_despite(1, || live.update(&plans[1..2]));
+            let changed = saved(Family::V4);
+            wipe(Family::V4);
+            programmed_despite(3, || backend(Family::V4).replace(&facts, &mut plans.iter().cloned()));
+            let loaded = saved(Family::V4);
+            wipe(Family::V4);
+            programmed(&facts, &plans);
+            assert_same(&changed, &saved(Family::V4));
+            assert_same(&loaded, &saved(Family::V4));
+        }
+    }
+
+    /// Where any text is refused without a reason, nobody is set aside: all of it is to be programmed anew.
+    fn refusals_without_a_reason_are_not_believed() {
+        let facts = facts(Family::V4);
+        with_a_tool_that_refuses();
+        let mut live = programmed(&facts, &every_kind(Family::V4));
+        refuse(100);
+        let changed = [2, 3].map(|n| Plan::new(Family::V4, n).endpoints(&[3]).build());
+        let error = live.update(&changed).unwrap_err();
+        assert!(error.to_string().contains("belong to no single Service"), "{error}");
+        refuse(0);
+        live.replace(&facts, &mut every_kind(Family::V4).into_iter()).unwrap();
+    }
+
     /// What is refused when a table is committed, in a load of many slices: whose it is is found out, and no rule of the
     /// others is there twice.
     fn a_refusal_at_the_end_of_any_slice_is_found() {
@@ -130,6 +191,22 @@ in_both_variants! {
                 assert_same(&saved(family), &before);
             }
         }
+    }
+
+    /// So is a flush that comes while our own tool has not ended.
+    fn a_flush_between_two_tables_is_noticed() {
+        let facts = facts(Family::V4);
+        let real = run("readlink $(command -v iptables-restore)");
+        let flush = "[ -e /run/calm ] || iptables -t nat -F KUBE-SERVICES";
+        before("iptables-restore", &format!("{} \"$@\"; status=$?; {flush}; exit $status", real.trim()));
+        let mut live = programmed(&facts, &every_kind(Family::V4));
+        assert!(!live.intact(), "in a load");
+        std::fs::write("/run/calm", "").unwrap();
+        live.replace(&facts, &mut every_kind(Family::V4).into_iter()).unwrap();
+        assert!(live.intact());
+        std::fs::remove_file("/run/calm").unwrap();
+        live.update(&[Plan::new(Family::V4, 1).endpoints(&[2]).build()]).unwrap();
+        assert!(!live.intact(), "in a change");
     }
 
     /// Rules of others come and go without an alarm.

@@ -358,6 +358,10 @@ fn who_has_a_chain_among_many_services() {
         assert_eq!(endpoints(&shape, &affine), endpoints(&self::shape(), &affine), "affinity needs every chain");
         assert_eq!(endpoints(&shape, &nobody_says(Place::Unknown)).len(), 2, "it may be here");
         assert_eq!(endpoints(&shape, &nobody_says(Place::Elsewhere)).len(), 0);
+        let from_outside = PortPlan { node_port: Some(3001), ..nobody_says(Elsewhere) };
+        assert_eq!(endpoints(&shape, &from_outside).len(), 0);
+        let local = PortPlan { external_local: true, external: Route::Drop, ..from_outside };
+        assert_eq!(endpoints(&shape, &local).len(), 2, "it may come as a client of the node that it is not on");
     }
 }
 
