@@ -439,6 +439,40 @@ fn a_quiet_watch_that_lasted_ends_the_trouble_before_it() {
     assert_eq!(lists_and_watches(&server).0, 1);
 }
 
+/// Balancers cut what is quiet for half a minute, again and again: nothing is missed for that.
+#[test]
+fn quiet_watches_that_break_off_are_resumed_at_once() {
+    let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
+    populate(&server);
+    // Whoever waits before it asks again waits longer than this test.
+    let patient = Limits { retry: (Duration::from_secs(3600), Duration::from_secs(3600)), ..limits() };
+    let mut follower = Follower::api(&usual(&server, &folder), patient);
+    follower.until_listed();
+    for name in ["d", "e"] {
+        let began = Instant::now();
+        follower.until("they lasted", |_| began.elapsed() > Duration::from_millis(1500));
+        server.break_watches();
+        server.put(service(name, "10.96.0.4"));
+        follower.until("a change after watches broke off", |seen| seen.has(&format!("Service default/{name}")));
+    }
+    assert_eq!(lists_and_watches(&server).0, 1);
+}
+
+/// The API server lets anything into the value of an annotation.
+#[test]
+fn an_annotation_that_is_not_utf8_harms_nobody() {
+    let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
+    populate(&server);
+    let mut odd = service("odd", "10.96.0.66");
+    odd["metadata"]["annotations"] = json!({"note": support::protobuf::NOT_UTF8, "kube-proxy.io/weight": "7"});
+    server.put(odd);
+    let mut follower = Follower::api(&usual(&server, &folder), limits());
+    follower.until_listed();
+    assert!(follower.seen.has("Service default/odd"));
+    server.delete("Service", "default/odd");
+    follower.until("its end", |seen| !seen.has("Service default/odd"));
+}
+
 #[test]
 fn one_bad_object_harms_no_other() {
     for (streaming, protobuf) in [(true, true), (true, false), (false, true), (false, false)] {
@@ -791,6 +825,12 @@ fn a_folder_of_manifests_is_followed() {
     follower.until("a changed file", |seen| seen.endpoints("default/a-1").len() == 2 && !seen.has("Node ours"));
     fs::rename(folder.write("new", &service("b2", "10.96.0.22").to_string()), folder.path().join("b.json")).unwrap();
     follower.until("a replaced file", |seen| seen.has("Service default/b2") && !seen.has("Service default/b"));
+
+    let mut slip = service("a", "10.96.0.1");
+    slip["spec"]["ports"] = json!("80");
+    folder.write("a.yaml", &text(&[slip, slice("a", &["10.244.0.9"])]));
+    follower.until("what is beside a slip", |seen| seen.endpoints("default/a-1").len() == 1);
+    assert!(follower.seen.has("Service default/a"), "what it said before still counts");
 
     folder.write("a.yaml", "{ unfinished");
     folder.write("d.yaml", &text(&[service("d", "10.96.0.4")]));

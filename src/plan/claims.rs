@@ -19,8 +19,19 @@ pub struct Claims {
     held: NameMap<Box<[Claim]>>,
     /// Who would like to have what somebody else owns.
     waiting: HashMap<Claim, NameSet>,
+    /// The same, by who waits.
+    wishes: NameMap<Box<[Claim]>>,
     /// Who began to wait since [`Claims::take_clashes`] was last called.
     news: HashSet<(Claim, ObjectName)>,
+}
+
+/// What a plan asked for.
+#[derive(Default)]
+struct Asked {
+    /// What it got.
+    holds: Vec<Claim>,
+    /// What somebody else owns.
+    wishes: Vec<Claim>,
 }
 
 /// Who has a virtual address.
@@ -89,8 +100,9 @@ impl Claims {
         let mut again = NameSet::default();
         // Taken out of its place, not removed: a table that is removed from and added to for ever grows.
         let before = self.held.get_mut(&plan.name).map(std::mem::take).unwrap_or_default();
-        let mut holds = Vec::with_capacity(plan.ports.len());
-        plan.ports.retain_mut(|port| self.settle_port(port, &mut holds, &mut again));
+        let mut asked = Asked { holds: Vec::with_capacity(plan.ports.len()), wishes: Vec::new() };
+        plan.ports.retain_mut(|port| self.settle_port(port, &mut asked, &mut again));
+        let Asked { holds, wishes } = asked;
         for claim in before.into_iter().filter(|claim| !holds.contains(claim)) {
             // It may have been taken away.
             if self.owners.get(&claim).is_some_and(|owner| owner.name == plan.name) {
@@ -99,6 +111,7 @@ impl Claims {
             }
         }
         self.hold(&plan.name, holds);
+        self.wish(&plan.name, wishes);
         again.remove(&plan.name);
         again
     }
@@ -129,11 +142,26 @@ impl Claims {
         }
     }
 
+    /// From now on a Service waits for these addresses, and for no other.
+    fn wish(&mut self, name: &ObjectName, wishes: Vec<Claim>) {
+        for claim in self.wishes.remove(name).unwrap_or_default().into_iter().filter(|claim| !wishes.contains(claim)) {
+            if let Entry::Occupied(mut waiting) = self.waiting.entry(claim) {
+                waiting.get_mut().remove(name);
+                if waiting.get().is_empty() {
+                    waiting.remove();
+                }
+            }
+        }
+        if !wishes.is_empty() {
+            self.wishes.insert(name.clone(), wishes.into());
+        }
+    }
+
     /// Whether anything is left of the port.
-    fn settle_port(&mut self, port: &mut PortPlan, holds: &mut Vec<Claim>, again: &mut NameSet) -> bool {
+    fn settle_port(&mut self, port: &mut PortPlan, asked: &mut Asked, again: &mut NameSet) -> bool {
         let (protocol, number) = (port.name.protocol, port.port);
         let name = port.name.service.clone();
-        let mut get = |address, port, right| self.get(Claim { address, protocol, port }, &name, right, holds, again);
+        let mut get = |address, port, right| self.get(Claim { address, protocol, port }, &name, right, asked, again);
         if number == 0 || !get(Some(port.cluster_ip), number, Right::Cluster) {
             return false;
         }
@@ -144,22 +172,18 @@ impl Claims {
         true
     }
 
-    fn get(
-        &mut self,
-        claim: Claim,
-        name: &ObjectName,
-        right: Right,
-        holds: &mut Vec<Claim>,
-        again: &mut NameSet,
-    ) -> bool {
-        if holds.contains(&claim) {
+    fn get(&mut self, claim: Claim, name: &ObjectName, right: Right, asked: &mut Asked, again: &mut NameSet) -> bool {
+        if asked.holds.contains(&claim) {
             return false;
         }
         let got = self.take(claim, name, right, again);
         if got {
-            holds.push(claim);
-        } else if self.waiting.entry(claim).or_default().insert(name.clone()) {
-            self.news.insert((claim, name.clone()));
+            asked.holds.push(claim);
+        } else {
+            asked.wishes.push(claim);
+            if self.waiting.entry(claim).or_default().insert(name.clone()) {
+                self.news.insert((claim, name.clone()));
+            }
         }
         got
     }
@@ -185,9 +209,6 @@ impl Claims {
             return false;
         }
         again.insert(std::mem::replace(owner, Owner { name: name.clone(), right }).name);
-        if let Some(waiting) = self.waiting.get_mut(&claim) {
-            waiting.remove(name);
-        }
         true
     }
 }
@@ -266,6 +287,23 @@ mod tests {
         claims.settle(&mut second);
         assert!(claims.take_clashes().is_empty());
         assert_eq!(second.ports[0].node_port, Some(30000));
+    }
+
+    /// Who waits and goes away is forgotten, and is told again when it comes back.
+    #[test]
+    fn who_does_not_want_it_any_more_does_not_wait() {
+        let mut claims = Claims::default();
+        claims.settle(&mut plan("first", &[("10.0.0.1", 80, Some(30000))]));
+        for _ in 0..2 {
+            claims.settle(&mut plan("second", &[("10.0.0.2", 80, Some(30000))]));
+            assert_eq!(claims.take_clashes().len(), 2);
+            claims.settle(&mut plan("second", &[]));
+            assert!(claims.waiting.is_empty() && claims.wishes.is_empty());
+        }
+        claims.settle(&mut plan("second", &[("10.0.0.2", 80, Some(30000))]));
+        claims.settle(&mut plan("second", &[("10.0.0.2", 80, None)]));
+        assert_eq!(claims.waiting.len(), 1, "the load balancer IP");
+        assert_eq!(names(&claims.settle(&mut plan("first", &[]))), ["second"]);
     }
 
     /// `a` has it as its ClusterIP, `b` and `c` would have it as an external IP, `d` as its ClusterIP too: whoever comes

@@ -246,15 +246,13 @@ fn bearers(origin: &str, user: &User) -> Vec<Secret> {
 }
 
 fn refuse_unsupported(cluster: &Cluster, user: &User) -> Result<(), &'static str> {
+    let is_set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
     for (given, why) in [
         (user.exec.is_some(), "exec credential plugins are not run: use tokenFile or a client certificate"),
         (user.auth_provider.is_some(), "auth-provider is not supported: use tokenFile or a client certificate"),
-        (user.username.is_some(), "API servers no longer accept a username: use tokenFile or a client certificate"),
-        (user.impersonate.is_some(), "impersonation (as) is not supported: use the credentials of that user"),
-        (
-            cluster.proxy_url.as_ref().is_some_and(|url| !url.is_empty()),
-            "proxy-url is not supported: name a server that can be reached directly",
-        ),
+        (is_set(&user.username), "API servers no longer accept a username: use tokenFile or a client certificate"),
+        (is_set(&user.impersonate), "impersonation (as) is not supported: use the credentials of that user"),
+        (is_set(&cluster.proxy_url), "proxy-url is not supported: name a server that can be reached directly"),
     ] {
         if given {
             return Err(why);

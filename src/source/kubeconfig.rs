@@ -65,7 +65,7 @@ struct NamedContext {
 
 #[derive(Deserialize)]
 struct Context {
-    cluster: String,
+    cluster: Option<String>,
     user: Option<String>,
 }
 
@@ -90,8 +90,9 @@ pub(super) fn current(path: &Path) -> Result<Option<(Cluster, User)>, String> {
     let config = parse(&text)?;
     let Some(name) = config.current_context.filter(|name| !name.is_empty()) else { return Ok(None) };
     let context = config.contexts.into_iter().find(|context| context.name == name).and_then(|named| named.context);
-    let Context { cluster: wanted, user } =
+    let Context { cluster, user } =
         context.ok_or_else(|| format!("current-context {name:?} is not among its contexts"))?;
+    let wanted = cluster.unwrap_or_default();
     let cluster = config.clusters.into_iter().find(|cluster| cluster.name == wanted).and_then(|named| named.cluster);
     let mut cluster =
         cluster.ok_or_else(|| format!("cluster {wanted:?} of the current context is not among its clusters"))?;

@@ -108,7 +108,8 @@ impl Manifests {
                     let ours = objects
                         .iter()
                         .filter(|object| object["kind"] != "Node" || object["metadata"]["name"] == *node_name);
-                    let found = ours.filter_map(|object| decode(&path, object, decoder)).collect();
+                    let former = self.files.get(&path).map_or(&[][..], Vec::as_slice);
+                    let found = ours.filter_map(|object| decode(&path, object, former, decoder)).collect();
                     self.files.insert(path, found);
                 }
                 Err(why) => {
@@ -190,7 +191,8 @@ fn typed(mut item: Value, kind: &str) -> Value {
     item
 }
 
-fn decode(path: &Path, object: &Value, decoder: &mut Decoder) -> Option<(Kind, Event)> {
+/// What an object says; one that cannot be read says what it said in this file before.
+fn decode(path: &Path, object: &Value, former: &[(Kind, Event)], decoder: &mut Decoder) -> Option<(Kind, Event)> {
     let shown = path.display();
     let kind = match object["kind"].as_str().unwrap_or_default() {
         "Service" => Kind::Service,
@@ -212,9 +214,24 @@ fn decode(path: &Path, object: &Value, decoder: &mut Decoder) -> Option<(Kind, E
         Ok(Event::Service(_, None) | Event::EndpointSlice(_, None)) => None,
         Ok(event) => Some((kind, event)),
         Err(bad) => {
-            log::error!("manifest {shown}: {kind:?} {bad}");
-            None
+            let before = former.iter().find(|(of, event)| *of == kind && is_of(event, &object["metadata"]));
+            let kept = if before.is_some() { "; what it said before still counts" } else { "" };
+            log::error!("manifest {shown}: {kind:?} {bad}{kept}");
+            before.cloned()
         }
+    }
+}
+
+/// Whether an event is of the object that has this metadata.
+fn is_of(event: &Event, metadata: &Value) -> bool {
+    match event {
+        Event::Service(name, _) | Event::EndpointSlice(name, _) => {
+            metadata["namespace"] == *name.namespace() && metadata["name"] == *name.name()
+        }
+        Event::ServiceCidr(name, _) => metadata["name"] == **name,
+        // Only ours is read.
+        Event::Node(_) => true,
+        Event::ListStart(_) | Event::ListEnd(_) => false,
     }
 }
 
@@ -246,7 +263,7 @@ items:
     fn names(path: &str, text: &str) -> Vec<String> {
         let mut decoder = Decoder::new("us");
         let objects = parse(Path::new(path), text).unwrap();
-        let found = objects.iter().filter_map(|object| decode(Path::new(path), object, &mut decoder));
+        let found = objects.iter().filter_map(|object| decode(Path::new(path), object, &[], &mut decoder));
         found
             .map(|(kind, event)| match event {
                 Event::Service(name, Some(_)) | Event::EndpointSlice(name, Some(_)) => format!("{kind:?} {name}"),

@@ -1,7 +1,7 @@
 //! Follows one kind of objects at the API server: the list first, then every change, for ever.
 //!
 //! Prefers the streaming list, where the list is the beginning of the watch; a server that refuses it is asked for pages.
-//! A watch that ends is resumed where it ended. When the server refuses that place, for whatever reason, the list is
+//! A watch that ends, or breaks off, is resumed where it ended. When the server refuses that place, for whatever reason, the list is
 //! read again, between `ListStart` and `ListEnd`, and whoever keeps the objects drops those that it does not name.
 //! Must never give up, and never tell of a loss that the server did not tell.
 
@@ -177,7 +177,15 @@ impl Watch {
         let mut frames = Frames::new(stream.format);
         loop {
             let silence = if listing { self.client.limits().answer } else { lasts };
-            let Some(chunk) = stream.chunk(silence).await.map_err(End::Failed)? else { break };
+            let chunk = match stream.chunk(silence).await {
+                // Balancers cut what is quiet for half a minute. It was none the worse for that, and is not told of.
+                Err(error) if !listing && began.elapsed() >= SHORTEST => {
+                    log::debug!("a watch of {:?} broke off: {error}", self.kind);
+                    break;
+                }
+                ended => ended.map_err(End::Failed)?,
+            };
+            let Some(chunk) = chunk else { break };
             frames.feed(chunk).map_err(|_| End::Failed(stream.fail(format_args!("it sent an endless message"))))?;
             while let Some(line) = frames.next() {
                 let version = match self.decoder.line(self.kind, stream.format, &line) {

@@ -67,6 +67,8 @@ struct State {
     endless: &'static [&'static str],
     /// Raised to end all watches that run.
     generation: u64,
+    /// Watches of this generation break off.
+    broken: Option<u64>,
     /// Watches up to this generation stay open, but nothing comes from them.
     mute: Option<u64>,
     /// The next line of each watch is cut in half, and the connection with it.
@@ -116,6 +118,7 @@ impl ApiServer {
             pages_expire: false,
             endless: &[],
             generation: 1,
+            broken: None,
             mute: None,
             cut: false,
             protobuf: true,
@@ -239,6 +242,14 @@ impl ApiServer {
     /// Ends all watches, as a server does after a while.
     pub fn end_watches(&self) {
         self.state().generation += 1;
+        self.shared.changed.notify_all();
+    }
+
+    /// Breaks all watches off, as a balancer does with what is quiet.
+    pub fn break_watches(&self) {
+        let mut state = self.state();
+        state.broken = Some(state.generation);
+        state.generation += 1;
         self.shared.changed.notify_all();
     }
 
@@ -567,6 +578,9 @@ fn watch(
             drop(state);
             // Until the client hangs up, or the test ends.
             return io::copy(wire, &mut io::sink()).map(drop);
+        }
+        if state.broken == Some(generation) {
+            return Err(io::ErrorKind::ConnectionReset.into());
         }
         if state.generation != generation {
             drop(state);

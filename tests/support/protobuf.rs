@@ -12,6 +12,9 @@ use serde_json::Value;
 /// The media type.
 pub const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 
+/// Where an object has this text, the message has something that is not UTF-8: its last byte is another.
+pub const NOT_UTF8: &str = "not UTF-8";
+
 /// An object in its envelope.
 pub fn object(object: &Value) -> Vec<u8> {
     let message = match object["kind"].as_str() {
@@ -51,7 +54,10 @@ pub fn list(kind: &str, list: &Value) -> Vec<u8> {
     envelope(Some(group.to_owned()), Some(format!("{kind}List")), message)
 }
 
-fn envelope(api_version: Option<String>, kind: Option<String>, message: Vec<u8>) -> Vec<u8> {
+fn envelope(api_version: Option<String>, kind: Option<String>, mut message: Vec<u8>) -> Vec<u8> {
+    while let Some(at) = message.windows(NOT_UTF8.len()).position(|text| text == NOT_UTF8.as_bytes()) {
+        message[at + NOT_UTF8.len() - 1] = 0xff;
+    }
     let unknown = Unknown {
         type_meta: Some(TypeMeta { api_version, kind }),
         raw: Some(message),

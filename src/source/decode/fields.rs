@@ -136,9 +136,11 @@ impl<'a> Iterator for Fields<'a> {
 
 // === impl Field ===
 
+/// What is not UTF-8 becomes U+FFFD, as where the API server writes JSON: it lets anything into annotations, and one of
+/// them must not make an object unreadable.
 impl<'a> Field<'a> for Text<'a> {
     fn merge(&mut self, value: Value<'a>) -> Result<(), Malformed> {
-        *self = std::str::from_utf8(value.bytes()?).map_err(|_| Malformed("a string is not UTF-8"))?.into();
+        *self = String::from_utf8_lossy(value.bytes()?).into();
         Ok(())
     }
 }
@@ -247,7 +249,8 @@ mod tests {
     fn values_must_suit_their_field() {
         let mut text = Text::default();
         assert!(text.merge(Value::Bytes("é".as_bytes())).is_ok() && &*text == "é");
-        assert!(text.merge(Value::Bytes(&[0xff])).is_err() && text.merge(Value::Number(1)).is_err());
+        assert!(text.merge(Value::Bytes(&[0xff])).is_ok() && &*text == "\u{fffd}");
+        assert!(text.merge(Value::Number(1)).is_err());
         let mut seconds = 0_u32;
         assert!(seconds.merge(Value::Number(7)).is_ok() && seconds == 7);
         assert!(seconds.merge(Value::Number(u64::MAX)).is_err() && seconds.merge(Value::Bytes(b"")).is_err());
