@@ -90,6 +90,8 @@ struct Agent {
     inspect_at: Instant,
     /// When a backend wants time for itself.
     tick_at: Option<Instant>,
+    /// When to find out again what rules depend on, because it could not be found out.
+    refresh_at: Option<Instant>,
 }
 
 // === impl Agent ===
@@ -170,6 +172,9 @@ impl Agent {
             return None;
         }
         let dirty = self.store.take_dirty();
+        if dirty.node_gone {
+            log::warn!("the Node object of this node was deleted; what it said last still counts");
+        }
         if dirty.node
             && let Some(stop) = self.look_at_node()
         {
@@ -213,9 +218,13 @@ impl Agent {
         let interfaces = match links::addresses() {
             Ok(interfaces) => interfaces,
             Err(error) => {
-                return log::error!("cannot read the node's addresses, the rules keep the former ones: {error}");
+                self.refresh_at = Some(Instant::now() + SHORTEST_PERIOD);
+                return log::error!(
+                    "cannot read the node's addresses, the rules keep the former ones until that succeeds: {error}"
+                );
             }
         };
+        self.refresh_at = None;
         for runner in &self.runners {
             let mut proxy = runner.proxy.borrow_mut();
             let family = proxy.family();
@@ -263,7 +272,7 @@ impl Agent {
         let now = Instant::now();
         let not_before = self.not_before();
         let syncs = self.runners.iter().filter(|_| self.store.is_complete()).map(|runner| runner.due(now, not_before));
-        let others = [self.tick_at, self.watchers.watchdog_at()];
+        let others = [self.tick_at, self.refresh_at, self.watchers.watchdog_at()];
         syncs.chain(others).flatten().fold(self.inspect_at, Instant::min)
     }
 
@@ -280,6 +289,9 @@ impl Agent {
         }
         if self.tick_at.is_some_and(|at| at <= now) {
             self.tick();
+        }
+        if self.refresh_at.is_some_and(|at| at <= now) {
+            self.refresh_facts();
         }
         self.watchers.feed_watchdog(now);
     }

@@ -215,6 +215,7 @@ async fn serve(mut setup: Setup, loaded: &Loaded, signals: Signals, alarm: Rc<Al
         addresses,
         pod_cidrs,
         tick_at: None,
+        refresh_at: None,
     };
     Ok(agent.run().await)
 }

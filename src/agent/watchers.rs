@@ -18,6 +18,7 @@ use super::family::{Proxy, Synced};
 use super::onlookers::health_addresses;
 use crate::backend::Error;
 use crate::config::Mode;
+use crate::ipvs;
 use crate::kernel::{conntrack, links};
 use crate::model::{Dirty, Family, Node};
 use crate::observe::health::Health;
@@ -50,8 +51,8 @@ pub struct Watchers {
     pub client: Option<Rc<Client>>,
     /// Fatal failures of servers. With no server that could fail, the first half keeps the second one waiting.
     pub failures: (Sender<String>, Pin<Box<Receiver<String>>>),
-    /// What sweeps left undone, by family. One at a time, so that a later one has the last word.
-    pub sweeping: Rc<Mutex<[Unswept; 2]>>,
+    /// What is to be swept, by family.
+    pub sweeping: Rc<RefCell<[Unswept; 2]>>,
     /// What systemd wants to hear.
     pub watchdog: Option<Watchdog>,
     /// When this process began: nanoseconds since the epoch. What happened before it is not its delay (contract 14.4).
@@ -71,11 +72,13 @@ pub struct Backlog {
     since: Option<Instant>,
 }
 
-/// Flows that could not be swept.
+/// Flows that wait for a sweep. There is one at a time: each reads all flows that there are, and what comes meanwhile
+/// waits for the next one together.
 #[derive(Default)]
 pub struct Unswept {
     stale: Stale,
-    /// How often in a row.
+    running: bool,
+    /// How often in a row it did not succeed.
     failures: u32,
 }
 
@@ -280,45 +283,60 @@ impl Watchers {
 
     /// Makes the kernel forget UDP flows that the change left behind (contract 11.1).
     fn sweep(&self, family: Family, mut stale: Stale) {
-        // Nothing is left undone, or it will show after the sweep that still runs.
-        let is_done = || self.sweeping.try_lock().is_none_or(|unswept| unswept[family as usize].stale.is_empty());
-        if stale.is_empty() && is_done() {
+        if stale.is_empty() && self.sweeping.borrow()[family as usize].stale.is_empty() {
             return;
         }
         match links::addresses() {
-            Ok(addresses) => stale.set_node_addresses(addresses.iter().map(|address| address.address)),
+            Ok(addresses) => {
+                let others = addresses.iter().filter(|address| &*address.interface != ipvs::DEVICE);
+                stale.set_node_addresses(others.map(|address| address.address));
+            }
             Err(error) => log::warn!("cannot read the node's addresses, flows to NodePorts may go stale: {error}"),
         }
-        let (sweeping, metrics) = (Rc::clone(&self.sweeping), Rc::clone(&self.metrics));
-        let sweep = async move {
-            let unswept = &mut sweeping.lock().await[family as usize];
-            unswept.stale.extend(stale);
-            let started = Instant::now();
-            let netlink_family = if family == Family::V4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
-            let is_stale = |entry: &conntrack::Entry| {
-                unswept.stale.is_stale(&Flow { destination: entry.original.destination, answering: entry.reply.source })
-            };
-            match conntrack::delete_udp(netlink_family, is_stale).await {
-                Ok(swept) => {
-                    *unswept = Unswept::default();
-                    metrics.swept(family, started.elapsed(), swept.deleted);
-                    log::debug!(ip_family = family.as_str(), deleted = swept.deleted; "stale UDP flows swept");
-                }
-                Err(error) => {
-                    unswept.failures += 1;
-                    let gives_up = unswept.failures >= SWEEPS;
-                    let outlook = match gives_up {
-                        true => "some clients may stay with a former endpoint",
-                        false => "it is tried again at the next sync",
-                    };
-                    log::error!("cannot sweep stale {family} UDP flows: {error}; {outlook}");
-                    if gives_up {
-                        *unswept = Unswept::default();
-                    }
-                }
-            }
+        let unswept = &mut self.sweeping.borrow_mut()[family as usize];
+        unswept.stale.extend(stale);
+        if !std::mem::replace(&mut unswept.running, true) {
+            let (sweeping, metrics) = (Rc::clone(&self.sweeping), Rc::clone(&self.metrics));
+            self.executor.spawn(sweep_all(family, sweeping, metrics)).detach();
+        }
+    }
+}
+
+/// Sweeps until nothing waits for it, or it fails.
+async fn sweep_all(family: Family, sweeping: Rc<RefCell<[Unswept; 2]>>, metrics: Rc<Metrics>) {
+    let netlink_family = if family == Family::V4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    loop {
+        let stale = std::mem::take(&mut sweeping.borrow_mut()[family as usize].stale);
+        let started = Instant::now();
+        let is_stale = |entry: &conntrack::Entry| {
+            stale.is_stale(&Flow { destination: entry.original.destination, answering: entry.reply.source })
         };
-        self.executor.spawn(sweep).detach();
+        let outcome = conntrack::delete_udp(netlink_family, is_stale).await;
+        let unswept = &mut sweeping.borrow_mut()[family as usize];
+        match outcome {
+            Ok(swept) => {
+                unswept.failures = 0;
+                metrics.swept(family, started.elapsed(), swept.deleted);
+                log::debug!(ip_family = family.as_str(), deleted = swept.deleted; "stale UDP flows swept");
+                unswept.running = !unswept.stale.is_empty();
+            }
+            Err(error) => {
+                unswept.failures += 1;
+                unswept.running = false;
+                let outlook = if unswept.failures < SWEEPS {
+                    let later = std::mem::replace(&mut unswept.stale, stale);
+                    unswept.stale.extend(later);
+                    "it is tried again at the next sync"
+                } else {
+                    unswept.failures = 0;
+                    "some clients may stay with a former endpoint"
+                };
+                log::error!("cannot sweep stale {family} UDP flows: {error}; {outlook}");
+            }
+        }
+        if !unswept.running {
+            return;
+        }
     }
 }
 

@@ -31,6 +31,8 @@ pub struct Dirty {
     pub services: NameSet,
     /// This node's object changed.
     pub node: bool,
+    /// This node's object was deleted.
+    pub node_gone: bool,
     /// The ServiceCIDRs changed.
     pub service_cidrs: bool,
     /// When the changes of slices happened: nanoseconds since the epoch, and the slice's family.
@@ -77,9 +79,10 @@ impl Store {
             Event::Service(name, service) => self.apply_service(name, service),
             Event::EndpointSlice(name, Some(slice)) => self.put_slice(name, slice),
             Event::EndpointSlice(name, None) => self.drop_slice(&name),
+            // A deleted Node keeps its last known state (contract 3.6).
+            Event::Node(None) => self.dirty.node_gone |= self.node.is_some(),
             Event::Node(node) => {
-                // A deleted Node keeps its last known state (contract 3.6).
-                if node.is_some() && node != self.node {
+                if node != self.node {
                     self.node = node;
                     self.dirty.node = true;
                 }
@@ -123,7 +126,7 @@ impl Store {
 
     /// Whether there is anything to take.
     pub fn is_dirty(&self) -> bool {
-        !self.dirty.services.is_empty() || self.dirty.node || self.dirty.service_cidrs
+        !self.dirty.services.is_empty() || self.dirty.node || self.dirty.node_gone || self.dirty.service_cidrs
     }
 
     /// Names of all Services.
