@@ -413,15 +413,24 @@ fn a_packet_whose_slot_is_gone_gets_another() {
 #[test]
 fn a_flushed_table_is_noticed() {
     isolated("a_flushed_table_is_noticed", || {
-        for damage in ["nft flush ruleset", "nft flush table ip kube-proxy", "nft flush map ip kube-proxy services"] {
-            let services = [service(Family::V4, 1, &[101])];
+        let services = [service(Family::V4, 1, &[1, 101]), service(Family::V4, 2, &[1])];
+        drop(load(Family::V4, &services));
+        let whole = run("nft list table ip kube-proxy");
+        for damage in [
+            "nft flush ruleset",
+            "nft flush table ip kube-proxy",
+            "nft flush map ip kube-proxy services",
+            "nft flush map ip kube-proxy classes",
+            "nft flush set ip kube-proxy cluster-ips",
+            "nft flush set ip kube-proxy hairpin",
+        ] {
             let mut table = load(Family::V4, &services);
             assert!(table.intact());
             run(damage);
             assert!(!table.intact(), "{damage}");
             table.replace(&facts(Family::V4), &mut services.iter().cloned()).unwrap();
-            assert!(table.intact());
-            assert_eq!(elements(&listed("ip"), "services").len(), 1);
+            assert!(table.intact(), "{damage}");
+            assert_eq!(run("nft list table ip kube-proxy").len(), whole.len(), "{damage}");
         }
     });
 }

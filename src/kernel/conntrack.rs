@@ -136,7 +136,7 @@ async fn sweep(
                     condemn(&mut condemned, deleter.next_sequence(), &message);
                 }
             }
-            Received::Done { cut } => {
+            Received::Done { cut, .. } => {
                 interrupted |= cut;
                 outcome = Some(Ok(()));
             }

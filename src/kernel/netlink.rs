@@ -158,6 +158,12 @@ impl Buffer {
         self.pad();
     }
 
+    /// The sequence number of the current message; 0 without one.
+    fn sequence(&self) -> u32 {
+        let number = self.bytes.get(self.message + 8..).and_then(|rest| rest.first_chunk());
+        number.map_or(0, |bytes| u32::from_ne_bytes(*bytes))
+    }
+
     /// Adds an attribute to the current message.
     ///
     /// # Panics
@@ -337,21 +343,24 @@ impl Socket {
     }
 
     /// Sends one request and waits until it is answered: by an acknowledgement, an error, or the end of a dump.
-    /// Each message of the answer goes to `each`.
+    /// Each message of the answer goes to `each`. What is left of the answer to an earlier request, which failed on the
+    /// way, is passed over.
     ///
     /// # Errors
     /// What the kernel refused, `EINTR` for a dump that changed while it was read, or a failure of the socket.
     pub fn request(&mut self, request: &Buffer, mut each: impl FnMut(Message<'_>)) -> io::Result<()> {
         self.send(request.bytes())?;
+        let asked = request.sequence();
         let mut outcome = None;
         let mut interrupted = false;
         while outcome.is_none() {
             self.receive(true, |received| match received {
+                other if other.sequence() != asked => {}
                 Received::Message(message, cut) => {
                     interrupted |= cut;
                     each(message);
                 }
-                Received::Done { cut } => {
+                Received::Done { cut, .. } => {
                     interrupted |= cut;
                     outcome = Some(Ok(()));
                 }
@@ -401,6 +410,8 @@ pub enum Received<'a> {
     Message(Message<'a>, bool),
     /// The end of a dump.
     Done {
+        /// Of the request.
+        sequence: u32,
         /// The dump was interrupted by a change.
         cut: bool,
     },
@@ -426,7 +437,7 @@ fn received(mut bytes: &[u8], each: &mut impl FnMut(Received<'_>)) {
             NLMSG_ERROR => each(error(sequence, flags, payload)),
             NLMSG_DONE => each(match payload.get(..4).map(|code| i32::from_ne_bytes(code.try_into().unwrap())) {
                 Some(code) if code < 0 => Received::Refused(Refusal::new(sequence, -code, None)),
-                _ => Received::Done { cut },
+                _ => Received::Done { sequence, cut },
             }),
             MIN_TYPE.. => each(Received::Message(Message { kind, sequence, payload }, cut)),
             _ => {}
@@ -451,6 +462,19 @@ fn error(sequence: u32, flags: u16, payload: &[u8]) -> Received<'_> {
         .flatten()
         .map(|message| text(message).to_owned());
     Received::Refused(Refusal::new(sequence, -code, text))
+}
+
+// === impl Received ===
+
+impl Received<'_> {
+    /// Which request it answers.
+    fn sequence(&self) -> u32 {
+        match self {
+            Self::Message(message, _) => message.sequence,
+            Self::Done { sequence, .. } | Self::Acknowledged { sequence } => *sequence,
+            Self::Refused(refusal) => refusal.sequence,
+        }
+    }
 }
 
 // === impl Refusal ===
@@ -506,6 +530,25 @@ mod tests {
             assert_eq!(attributes(bytes).count(), 0);
             received(bytes, &mut |_| panic!("nothing is complete here"));
         }
+    }
+
+    /// As after a failure while an answer was read.
+    #[test]
+    fn what_is_left_of_another_answer_is_passed_over() {
+        let mut socket = Socket::open(SockProtocol::NetlinkRoute).unwrap();
+        let mut requests = [0; 2].map(|_| {
+            let mut header = [0; 16];
+            header[4] = 1; // the loopback device
+            let mut request = Buffer::new();
+            request.message(18, ACK, socket.next_sequence(), &header); // RTM_GETLINK
+            request
+        });
+        socket.send(requests[0].bytes()).unwrap();
+        let mut answers = Vec::new();
+        socket.request(&requests[1], |message| answers.push(message.sequence)).unwrap();
+        assert_eq!(answers, [requests[1].sequence()]);
+        requests[1].clear();
+        assert_eq!(requests[1].sequence(), 0);
     }
 
     #[test]

@@ -185,6 +185,13 @@ impl Classes {
             && self.known.insert(class, Known { index, used: false }).is_none()
     }
 
+    /// Whether both know the same classes by the same indices.
+    pub fn is_like(&self, other: &Self) -> bool {
+        let knows = |class| other.known.get(class).map(|known| known.index);
+        self.known.len() == other.known.len()
+            && self.known.iter().all(|(class, known)| knows(class) == Some(known.index))
+    }
+
     /// All classes.
     pub fn known(&self) -> impl Iterator<Item = &Class> {
         self.known.keys()

@@ -15,7 +15,7 @@ mod state;
 
 pub use show::show;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use layout::{NUMBER_MASK, SET_COUNT, Set, TABLE, base_chains, inner_chains, sets, table_family};
@@ -124,16 +124,26 @@ impl Table {
         let (Some(facts), Some(state)) = (&self.facts, &self.state) else { return Ok(true) };
         let held::Kernel::Ours(mut held) = held::read(&mut self.nft, facts, &self.shapes)? else { return Ok(false) };
         let node = footprint::of_node(&facts.service_cidrs, &facts.node_port_addresses.translatable());
-        let missing = |footprint: &record::Footprint, held: &mut held::Held| {
+        // Several Services may ask for these.
+        let mut shared: HashSet<Box<[u8]>> = HashSet::new();
+        let mut missing = |footprint: &record::Footprint, held: &mut held::Held| {
             let mut records = footprint.records(&self.shapes);
-            records.any(|record| held.want(record, &self.shapes).0 && !record::set_of(record).is_shared())
+            records.any(|record| {
+                let is_known = record::set_of(record).is_shared() && !shared.insert(record.into());
+                !is_known && held.want(record, &self.shapes).0
+            })
         };
+        let same_classes = held.classes.is_like(&state.classes);
         let complete = !missing(&node, &mut held) && state.footprints().all(|footprint| !missing(footprint, &mut held));
         let chains = inner_chains(facts).into_iter().chain(base_chains(self.family));
         let rules: usize = chains.map(|chain| chain.rules.len()).sum();
         let class_rules: usize = state.classes.known().map(|class| class.rules(self.family).len()).sum();
         let present = self.nft.rules(table_family(self.family), TABLE)?;
-        Ok(held.hooked && complete && held.leftovers().next().is_none() && present == rules + class_rules)
+        Ok(held.hooked
+            && same_classes
+            && complete
+            && held.leftovers().next().is_none()
+            && present == rules + class_rules)
     }
 
     /// Adds chains and elements of the classes that the kernel does not know yet.
@@ -141,6 +151,8 @@ impl Table {
         for (index, class) in state.classes.fresh() {
             let chain = class.chain();
             batch.add_chain(&chain, None, "");
+            // It may be there, if somebody took its element away.
+            batch.flush_chain(&chain);
             add_rules(batch, &chain, &class.rules(self.family));
             let key = (index << layout::NUMBER_BITS).to_ne_bytes();
             let element = Element { key: &key, end: None, data: Value::Goto(&chain), interval_end: false };
