@@ -239,6 +239,62 @@ fn every_entrance(net: &Net) {
     assert!(answer.starts_with("a ") && !answer.ends_with(net.a), "{answer}");
 }
 
+/// A process of this node meets another one at an address of the node; both see the same of their connection.
+fn is_left_alone(at: &str) {
+    let listener = TcpListener::bind(at).unwrap();
+    let stream = std::net::TcpStream::connect(at).unwrap();
+    let (_, peer) = listener.accept().unwrap();
+    assert_eq!(peer, stream.local_addr().unwrap(), "{at}");
+}
+
+/// What is none of a Service's business is not masqueraded: loopback, on the port that is a NodePort elsewhere, and the
+/// node's own address, which an endpoint has too.
+fn others_are_left_alone(net: &Net) {
+    net.build();
+    let mut ipvs = started(net.family, Options::default());
+    let host = PortPlan { node_port: Some(30080), ..port("host", &(net.vip)(1), &[endpoint(net.node, Here)]) };
+    replace(&mut ipvs, net.family, &[service(host)]);
+    is_left_alone(if net.family == Family::V4 { "127.0.0.1:30080" } else { "[::1]:30080" });
+    is_left_alone(&net.at(net.node, 6443));
+}
+
+#[test]
+fn connections_of_the_node_to_itself_are_left_alone() {
+    with_ipvs("connections_of_the_node_to_itself_are_left_alone", || others_are_left_alone(&V4));
+}
+
+#[test]
+fn connections_of_the_node_to_itself_are_left_alone_with_ipv6_too() {
+    with_ipvs("connections_of_the_node_to_itself_are_left_alone_with_ipv6_too", || others_are_left_alone(&V6));
+}
+
+/// Nobody can have a multicast address: who asks for it is told, and nobody else is kept waiting.
+#[test]
+fn an_address_that_the_kernel_refuses_harms_nobody_else() {
+    with_ipvs("an_address_that_the_kernel_refuses_harms_nobody_else", || {
+        V6.build();
+        let mut ipvs = started(Family::V6, Options::default());
+        let far = || [endpoint(V6.far, Elsewhere)];
+        let odd = |external: &str| {
+            service(PortPlan { external_ips: vec![ip(external)], ..port("odd", "fd00:96::1", &far()) })
+        };
+        let good = |n: u8| service(port(&format!("s{n}"), &(V6.vip)(n), &far()));
+        let services = [odd("ff05::1"), good(2)];
+        let report = ipvs.replace(&facts(Family::V6), &mut services.iter().cloned()).unwrap();
+        let [(name, reason)] = &report.set_aside[..] else { panic!("{:?}", report.set_aside) };
+        assert!(name.service.name() == "odd" && reason.contains("ff05::1"), "{name}: {reason}");
+        assert!(tcp("client", "[fd00:96::2]:80").starts_with("far "));
+        assert!(tcp("client", "[fd00:96::1]:80").starts_with("far "), "its ClusterIP is served");
+        assert!(ipvs.intact(), "there is nothing to mend");
+        let gone = ServicePlan { ports: vec![], ..good(2) };
+        let report = ipvs.update(&[gone, good(3), odd("ff05::2")]).unwrap();
+        assert_eq!(report.set_aside.len(), 1, "{:?}", report.set_aside);
+        assert_eq!(addresses(), ["fd00:96::1/128", "fd00:96::3/128"]);
+        assert!(ipvs.update(&[odd("fd00:97::1")]).unwrap().set_aside.is_empty());
+        assert!(tcp("client", "[fd00:97::1]:80").starts_with("far "));
+    });
+}
+
 #[test]
 fn every_entrance_leads_where_its_policy_says() {
     with_ipvs("every_entrance_leads_where_its_policy_says", || every_entrance(&V4));
@@ -460,7 +516,14 @@ fn a_restart_changes_nothing_and_cuts_nothing() {
         replace(&mut ipvs, Family::V4, &services);
         assert_eq!(everything(), before);
         assert!(ipvs.intact());
-        for loss in ["ipvsadm -D -t 172.18.0.2:30080", "ip addr del 10.96.0.101/32 dev kube-ipvs0"] {
+        for loss in [
+            "ipvsadm -D -t 172.18.0.2:30080",
+            "ip addr del 10.96.0.101/32 dev kube-ipvs0",
+            "nft flush set ip kube-proxy-ipvs restricted",
+            "nft flush set ip kube-proxy-ipvs hairpin",
+            "nft flush chain ip kube-proxy-ipvs input",
+            "nft flush table ip kube-proxy-ipvs",
+        ] {
             run(loss);
             assert!(!ipvs.intact(), "{loss}");
             replace(&mut ipvs, Family::V4, &services);

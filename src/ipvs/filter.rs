@@ -7,12 +7,14 @@ use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use nix::errno::Errno;
 
 use super::held::Held;
 use super::rules::{Set, TABLE, TABLE_COMMENT, chains, sets, table_family};
-use super::wanted::{Entrance, Kind, Server};
+use super::wanted::{Entrance, Kind, LocalEndpoint, Server};
 use crate::backend::Error;
 use crate::kernel::ipvs::VirtualServer;
+use crate::kernel::netlink::undisturbed;
 use crate::kernel::nftables::{Batch, Element, Nftables, SetSpec, Value};
 use crate::kernel::nftchains::add_chains;
 use crate::model::{Family, Protocol};
@@ -42,7 +44,7 @@ pub struct Filter {
     nft: Nftables,
     family: Family,
     specs: [SetSpec; Set::ALL.len()],
-    /// Generation of the ruleset when the table was last known to be there.
+    /// Generation of others' rules when the table was last known to be as it should be.
     generation: u32,
 }
 
@@ -77,8 +79,9 @@ pub fn record_of_address(address: &IpAddr) -> Record {
 }
 
 /// The element of an endpoint on this node.
-pub fn record_of_endpoint(address: &IpAddr) -> Record {
-    record(Set::Hairpin, &[&octets(address), &octets(address)])
+pub fn record_of_endpoint((address, protocol, port): &LocalEndpoint) -> Record {
+    let parts: [&[u8]; 4] = [&octets(address), &padded_protocol(*protocol), &padded_port(*port), &octets(address)];
+    record(Set::Hairpin, &parts)
 }
 
 /// The element of a health check server's port.
@@ -162,8 +165,10 @@ impl Filter {
     /// # Errors
     /// When the kernel cannot be asked, or refuses.
     pub fn replace(&mut self, facts: &NodeFacts, wanted: impl Iterator<Item = Record>) -> Result<usize, Error> {
-        let held = self.read(facts).map_err(|error| Error(format!("cannot read nftables table {TABLE}: {error}")))?;
-        let mut batch = Batch::new(table_family(self.family), TABLE, None);
+        let unreadable = |error| Error(format!("cannot read nftables table {TABLE}: {error}"));
+        let others = self.nft.foreign_generation().map_err(unreadable)?;
+        let (held, generation) = self.read_stable(facts).map_err(unreadable)?;
+        let mut batch = Batch::new(table_family(self.family), TABLE, Some(generation));
         let mut held = match held {
             Kernel::Absent => Default::default(),
             Kernel::Foreign => {
@@ -189,6 +194,7 @@ impl Filter {
             Set::ALL.into_iter().flat_map(|set| held[set as usize].leftovers().map(move |bytes| record(set, &[bytes])));
         changes += write(&mut batch, &mut leftovers.collect(), &mut added);
         self.commit(batch)?;
+        self.generation = others;
         Ok(changes)
     }
 
@@ -205,16 +211,25 @@ impl Filter {
         Ok(changes)
     }
 
-    /// Whether the table is there. Costs next to nothing while nobody changes any table.
-    pub fn intact(&mut self) -> bool {
-        let Ok(generation) = self.nft.generation() else { return true };
-        if generation != self.generation {
-            if !self.nft.has_table(table_family(self.family), TABLE).unwrap_or(true) {
-                return false;
+    /// Whether the table is as it should be. Costs next to nothing while nobody else changes any table.
+    pub fn intact(&mut self, facts: &NodeFacts, wanted: impl Iterator<Item = Record>) -> bool {
+        match self.nft.foreign_generation() {
+            Ok(now) if now != self.generation => {
+                // What cannot be read is not known to be lost.
+                let intact = self.holds_everything(facts, wanted).unwrap_or(true);
+                self.generation = if intact { now } else { self.generation };
+                intact
             }
-            self.generation = generation;
+            _ => true,
         }
-        true
+    }
+
+    fn holds_everything(&mut self, facts: &NodeFacts, mut wanted: impl Iterator<Item = Record>) -> io::Result<bool> {
+        let (Kernel::Ours(mut held), _) = self.read_stable(facts)? else { return Ok(false) };
+        let rules: usize = chains(facts).iter().map(|chain| chain.rules.len()).sum();
+        Ok(wanted.all(|record| held[record.set as usize].want(&record.bytes))
+            && held.iter().all(|held| held.leftovers().next().is_none())
+            && self.nft.rules(table_family(self.family), TABLE)? == rules)
     }
 
     /// Whose virtual servers are ours. `None` without a table that we can read: upstream has none.
@@ -255,6 +270,15 @@ impl Filter {
     fn has_our_sets(&mut self) -> io::Result<bool> {
         let found = self.nft.sets(table_family(self.family), TABLE)?;
         Ok(found.len() == self.specs.len() && self.specs.iter().all(|spec| found.iter().any(|read| spec.is(read))))
+    }
+
+    /// Reads what the kernel holds, and the generation of the ruleset that this is.
+    fn read_stable(&mut self, facts: &NodeFacts) -> io::Result<(Kernel, u32)> {
+        undisturbed(|| {
+            let before = self.nft.generation()?;
+            let kernel = self.read(facts)?;
+            if self.nft.generation()? == before { Ok((kernel, before)) } else { Err(Errno::EINTR.into()) }
+        })
     }
 
     fn read(&mut self, facts: &NodeFacts) -> io::Result<Kernel> {

@@ -26,7 +26,7 @@ pub use scheduler::{Malformed, Scheduler};
 use filter::Filter;
 use servers::{Outcome, Servers};
 use state::{Around, Changes, State};
-use wanted::Wanted;
+use wanted::{Entrance, Wanted};
 
 use crate::backend::{Backend, Error, Report};
 use crate::kernel::dummy::Dummy;
@@ -60,7 +60,9 @@ pub struct Ipvs {
     device: Dummy,
     filter: Filter,
     servers: Option<Servers>,
+    /// What was programmed, and for what node.
     state: Option<State>,
+    facts: Option<NodeFacts>,
 }
 
 // === impl Options ===
@@ -81,7 +83,7 @@ impl Ipvs {
     /// When the kernel has no rtnetlink or nf_tables, or we may not use them.
     pub fn new(family: Family, options: Options) -> Result<Self, Error> {
         let device = Dummy::new(DEVICE).map_err(|error| Error(format!("cannot open rtnetlink: {error}")))?;
-        Ok(Self { family, options, device, filter: Filter::open(family)?, servers: None, state: None })
+        Ok(Self { family, options, device, filter: Filter::open(family)?, servers: None, state: None, facts: None })
     }
 
     /// Checks and prepares the kernel (contract 10.1, 10.2). To be called once before the first [`Backend::replace`].
@@ -184,11 +186,27 @@ impl Ipvs {
         servers.finish()
     }
 
-    /// Changes the device's addresses. Returns how many.
-    fn change_addresses(&mut self, device: u32, gone: &[IpAddr], added: &[IpAddr]) -> Result<usize, Error> {
-        let changed = self.device.add(device, added).and_then(|()| self.device.remove(device, gone));
-        changed.map_err(|error| Error(format!("cannot change the addresses of {DEVICE}: {error}")))?;
-        Ok(gone.len() + added.len())
+    /// Changes our device's addresses.
+    fn change_addresses(
+        &mut self,
+        state: &mut State,
+        gone: &[IpAddr],
+        added: &[IpAddr],
+        report: &mut Report,
+    ) -> Result<(), Error> {
+        let device = state.device();
+        let refused = self.device.add(device, added).map_err(device_failed)?;
+        self.device.remove(device, gone).map_err(device_failed)?;
+        report.changes += gone.len() + added.len() - refused.len();
+        state.refuse_addresses(refused.iter().map(|(address, _)| *address));
+        for (entrance, server) in state.servers() {
+            if let Entrance::Address(address, ..) = entrance
+                && let Some((_, why)) = refused.iter().find(|(other, _)| *other == address)
+            {
+                report.set_aside.push((server.port.clone(), format!("address {address} on {DEVICE}: {why}")));
+            }
+        }
+        Ok(())
     }
 
     fn apply(&mut self, state: &mut State, changed: &[ServicePlan]) -> Result<Report, Error> {
@@ -202,7 +220,7 @@ impl Ipvs {
         let outcome = self.update_servers(state, &changes).map_err(|error| servers_failed(&error))?;
         note(state, outcome, &mut report)?;
         let addresses = changes.addresses(state);
-        report.changes += self.change_addresses(state.device(), &addresses.gone, &addresses.added)?;
+        self.change_addresses(state, &addresses.gone, &addresses.added, &mut report)?;
         Ok(report)
     }
 
@@ -222,7 +240,7 @@ impl Ipvs {
         let mut held: HashSet<IpAddr> = self.addresses(state.device(), self.family)?.into_iter().collect();
         let added: Vec<IpAddr> = state.addresses().filter(|address| !held.remove(address)).collect();
         let gone: Vec<IpAddr> = held.into_iter().filter(|address| !is_link_local(address)).collect();
-        report.changes += self.change_addresses(state.device(), &gone, &added)?;
+        self.change_addresses(&mut state, &gone, &added, &mut report)?;
         Ok((state, report))
     }
 
@@ -256,7 +274,7 @@ impl Ipvs {
             return self.device.delete().map_err(|error| Error(format!("cannot remove {DEVICE}: {error}")));
         }
         ours.retain(|address| !is_link_local(address));
-        self.change_addresses(index, &ours, &[]).map(drop)
+        self.device.remove(index, &ours).map_err(device_failed)
     }
 }
 
@@ -266,7 +284,7 @@ impl Backend for Ipvs {
     fn replace(&mut self, facts: &NodeFacts, services: &mut dyn Iterator<Item = ServicePlan>) -> Result<Report, Error> {
         self.state = None;
         let (state, report) = self.load(facts, services)?;
-        self.state = Some(state);
+        (self.state, self.facts) = (Some(state), Some(facts.clone()));
         Ok(report)
     }
 
@@ -280,8 +298,10 @@ impl Backend for Ipvs {
     }
 
     fn intact(&mut self) -> bool {
-        let Some(device) = self.state.as_ref().map(State::device) else { return true };
-        if !self.filter.intact() || !self.device.index().is_ok_and(|index| index == Some(device)) {
+        let (Some(state), Some(facts)) = (&self.state, &self.facts) else { return true };
+        let device = state.device();
+        if !self.filter.intact(facts, state.records()) || !self.device.index().is_ok_and(|index| index == Some(device))
+        {
             return false;
         }
         // What cannot be read is not known to be lost.
@@ -339,6 +359,10 @@ fn is_excluded(options: &Options, server: &VirtualServer) -> bool {
 
 fn is_link_local(address: &IpAddr) -> bool {
     matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
+}
+
+fn device_failed(error: io::Error) -> Error {
+    Error(format!("cannot change the addresses of {DEVICE}: {error}"))
 }
 
 fn servers_failed(error: &io::Error) -> Error {

@@ -9,10 +9,13 @@
 //!
 //! No verdict map: the kernel validates a table anew whenever a verdict is added.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ipnet::{Ipv4Net, Ipv6Net};
 use nftables::expr::MetaKey;
 
 use crate::kernel::nftables::{Hook, SetSpec, TableFamily};
-use crate::kernel::nftchains::{ADDRESS, Chain, PAIR, PORT, VIP, VIP_AND_SOURCE};
+use crate::kernel::nftchains::{ADDRESS, Chain, PORT, VIP, VIP_AND_SOURCE};
 use crate::kernel::nftrule::Step;
 use crate::kernel::nftwords::*;
 use crate::model::Family;
@@ -45,7 +48,7 @@ pub enum Set {
     AllowedSources,
     /// Ports of health check servers, which answer on every address.
     HealthChecks,
-    /// Endpoints on this node, each paired with itself.
+    /// Endpoints on this node, each with itself as the source.
     Hairpin,
 }
 
@@ -63,12 +66,15 @@ pub fn sets(family: Family) -> [SetSpec; Set::ALL.len()] {
             Set::Restricted => (VIP[f], "load balancer IPs with source ranges"),
             Set::AllowedSources => (VIP_AND_SOURCE[f], "who may use these"),
             Set::HealthChecks => (PORT, "health checks of load balancers"),
-            Set::Hairpin => (PAIR[f], "endpoints on this node"),
+            Set::Hairpin => (VIP_AND_SOURCE[f], "endpoints on this node that send to themselves"),
         };
         let interval = set.has_ranges();
         SetSpec { name: set.name(), comment, key, data: None, interval, dynamic: None, counter: false }
     })
 }
+
+/// The chain that asks for masquerade. `masquerade` alone is a word of nft's own language.
+const MASQUERADE: &str = "ask-for-masquerade";
 
 /// All chains. Those that hook in come last.
 pub fn chains(facts: &NodeFacts) -> Vec<Chain> {
@@ -83,7 +89,7 @@ pub fn chains(facts: &NodeFacts) -> Vec<Chain> {
     let inner = |name, rules| Chain { name, hook: None, rules };
     let base = |name, kind, number, priority, rules| Chain { name, hook: Some(Hook { kind, number, priority }), rules };
     vec![
-        inner("masquerade", vec![vec![w.ask_for_masquerade(), accept()]]),
+        inner(MASQUERADE, vec![vec![w.ask_for_masquerade(), accept()]]),
         inner("cluster-ip", w.masquerade_strangers().into_iter().chain([vec![accept()]]).collect()),
         inner(
             "services",
@@ -94,7 +100,7 @@ pub fn chains(facts: &NodeFacts) -> Vec<Chain> {
                     drop(),
                 ],
                 vec![is_in(w.entrance(), Set::Internal.name()), goto("cluster-ip")],
-                vec![is_in(w.entrance(), Set::External.name()), goto("masquerade")],
+                vec![is_in(w.entrance(), Set::External.name()), goto(MASQUERADE)],
                 vec![is_in(w.entrance(), Set::ExternalLocal.name()), accept()],
             ],
         ),
@@ -107,7 +113,7 @@ pub fn chains(facts: &NodeFacts) -> Vec<Chain> {
                 vec![is_new(), jump("services")],
                 vec![is_new(), is_in(port(), Set::HealthChecks.name()), accept()],
                 vec![is_new(), is_in(w.ip("daddr"), Set::ServiceIps.name()), reject(w.table_family())],
-                vec![is_new(), is_in(port(), Set::NodePorts.name()), goto("masquerade")],
+                vec![is_new(), is_in(port(), Set::NodePorts.name()), goto(MASQUERADE)],
             ],
         ),
         base(
@@ -119,7 +125,14 @@ pub fn chains(facts: &NodeFacts) -> Vec<Chain> {
                 // A host process has the virtual address as its source; no answer would come back to that.
                 vec![is_new(), is_in(w.ip("saddr"), Set::ServiceIps.name()), w.ask_for_masquerade()],
                 vec![is_new(), jump("services")],
-                vec![is_new(), is_in(port(), Set::NodePorts.name()), destination_is_local(), goto("masquerade")],
+                // On loopback, that port is somebody else's (contract 6.3).
+                vec![
+                    is_new(),
+                    is_in(port(), Set::NodePorts.name()),
+                    is_not(w.ip("daddr"), w.loopback()),
+                    destination_is_local(),
+                    goto(MASQUERADE),
+                ],
             ],
         ),
         base(
@@ -133,7 +146,7 @@ pub fn chains(facts: &NodeFacts) -> Vec<Chain> {
                     set(MetaKey::Mark, xor(meta(MetaKey::Mark), facts.masquerade_mark)),
                     masquerade(),
                 ],
-                vec![is_in(concat([w.ip("saddr"), w.ip("daddr")]), Set::Hairpin.name()), masquerade()],
+                vec![is_in(w.entrance_and_source(), Set::Hairpin.name()), masquerade()],
             ],
         ),
     ]
@@ -205,6 +218,14 @@ impl Wording<'_> {
 
     fn ip(&self, name: &'static str) -> Value {
         field(if self.facts.family == Family::V4 { "ip" } else { "ip6" }, name)
+    }
+
+    /// The addresses of the node itself that nobody else can reach.
+    fn loopback(&self) -> Value {
+        prefix(match self.facts.family {
+            Family::V4 => Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8).into(),
+            Family::V6 => Ipv6Net::from(Ipv6Addr::LOCALHOST).into(),
+        })
     }
 
     fn entrance(&self) -> Value {

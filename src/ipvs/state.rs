@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use super::filter::{Record, record_of_address, record_of_endpoint, record_of_health_check, records_of};
-use super::wanted::{Entrance, Server, Wanted};
+use super::wanted::{Entrance, LocalEndpoint, Server, Wanted};
 use crate::kernel::ipvs::VirtualServer;
 use crate::model::ObjectName;
 
@@ -16,10 +16,12 @@ use crate::model::ObjectName;
 pub struct State {
     services: HashMap<ObjectName, Wanted>,
     addresses: Counts<IpAddr>,
-    local_endpoints: Counts<IpAddr>,
+    local_endpoints: Counts<LocalEndpoint>,
     health_checks: Counts<u16>,
     /// Virtual servers that the kernel did not take, at some time.
     refused: HashSet<VirtualServer>,
+    /// Addresses that it did not take.
+    refused_addresses: HashSet<IpAddr>,
     around: Around,
 }
 
@@ -43,7 +45,7 @@ pub struct Changes {
     servers: HashMap<Entrance, Change>,
     /// Touched, and whether they were wanted before.
     addresses: HashMap<IpAddr, bool>,
-    local_endpoints: HashMap<IpAddr, bool>,
+    local_endpoints: HashMap<LocalEndpoint, bool>,
     health_checks: HashMap<u16, bool>,
 }
 
@@ -118,12 +120,17 @@ impl State {
         self.refused.extend(servers);
     }
 
-    /// Whether the kernel holds every virtual server, but for those that it once did not take, and our device every
-    /// address.
+    /// Notes that the kernel did not take these addresses.
+    pub fn refuse_addresses(&mut self, addresses: impl Iterator<Item = IpAddr>) {
+        self.refused_addresses.extend(addresses);
+    }
+
+    /// Whether the kernel holds every virtual server and our device every address, but for those that it once did not
+    /// take.
     pub fn is_held(&self, has: impl Fn(&VirtualServer) -> bool, addresses: &HashSet<IpAddr>) -> bool {
         let mut servers = self.servers().flat_map(|(entrance, _)| self.at(entrance));
         servers.all(|at| has(&at) || self.refused.contains(&at))
-            && self.addresses().all(|address| addresses.contains(&address))
+            && self.addresses().all(|it| addresses.contains(&it) || self.refused_addresses.contains(&it))
     }
 
     /// Addresses that must be on our device.

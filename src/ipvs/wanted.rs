@@ -59,10 +59,13 @@ pub struct Wanted {
     /// Its entrances.
     pub servers: Box<[(Entrance, Rc<Server>)]>,
     /// Its endpoints on this node, each once.
-    pub local_endpoints: Box<[IpAddr]>,
+    pub local_endpoints: Box<[LocalEndpoint]>,
     /// Port of its health check server.
     pub health_check: Option<u16>,
 }
+
+/// Address, protocol and port of an endpoint on this node.
+pub type LocalEndpoint = (IpAddr, Protocol, u16);
 
 /// The groups of endpoints of a port, shared by its entrances.
 struct Groups {
@@ -79,9 +82,14 @@ impl Wanted {
         for port in &plan.ports {
             add(&mut servers, port, &settings(port, scheduler(port)));
         }
-        let endpoints = plan.ports.iter().flat_map(|port| port.cluster.iter().chain(&port.local));
-        let mut local_endpoints: Vec<_> =
-            endpoints.filter(|endpoint| endpoint.place.is_here()).map(|endpoint| endpoint.address).collect();
+        let endpoints = plan.ports.iter().flat_map(|port| {
+            let protocol = port.name.protocol;
+            port.cluster.iter().chain(&port.local).map(move |endpoint| (endpoint, protocol))
+        });
+        let mut local_endpoints: Vec<LocalEndpoint> = endpoints
+            .filter(|(endpoint, _)| endpoint.place.is_here())
+            .map(|(endpoint, protocol)| (endpoint.address, protocol, endpoint.port))
+            .collect();
         local_endpoints.sort_unstable();
         local_endpoints.dedup();
         Self {
@@ -239,7 +247,7 @@ mod tests {
                 (Entrance::NodePort(Protocol::Tcp, 30080), Kind::ExternalLocal, 1, None),
             ]
         );
-        assert_eq!(*wanted.local_endpoints, ["10.244.0.1".parse::<IpAddr>().unwrap()]);
+        assert_eq!(*wanted.local_endpoints, [("10.244.0.1".parse().unwrap(), Protocol::Tcp, 8080)]);
         let settings = &wanted.servers[0].1.settings;
         assert_eq!((&*settings.scheduler, settings.flags, settings.timeout), ("mh", 0x11, 60));
     }

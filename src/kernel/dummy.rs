@@ -111,20 +111,22 @@ impl Dummy {
         })
     }
 
-    /// Adds addresses with the prefix of a single host to the device of this index. One that exists is no error.
+    /// Adds addresses with the prefix of a single host to the device of this index. One that exists is no error. Returns
+    /// those that the kernel refuses, such as multicast ones, each with the reason.
     ///
     /// # Errors
-    /// The first refusal.
-    pub fn add(&mut self, index: u32, addresses: &[IpAddr]) -> io::Result<()> {
+    /// When the kernel cannot be asked.
+    pub fn add(&mut self, index: u32, addresses: &[IpAddr]) -> io::Result<Vec<(IpAddr, io::Error)>> {
         self.change(RTM_NEWADDR, CREATE | EXCL, index, addresses, libc::EEXIST)
     }
 
     /// Removes addresses. One that does not exist is no error.
     ///
     /// # Errors
-    /// The first refusal.
+    /// The first refusal, or when the kernel cannot be asked.
     pub fn remove(&mut self, index: u32, addresses: &[IpAddr]) -> io::Result<()> {
-        self.change(RTM_DELADDR, 0, index, addresses, libc::EADDRNOTAVAIL)
+        let refused = self.change(RTM_DELADDR, 0, index, addresses, libc::EADDRNOTAVAIL)?;
+        refused.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
     }
 
     fn change(
@@ -134,22 +136,23 @@ impl Dummy {
         index: u32,
         addresses: &[IpAddr],
         harmless: libc::c_int,
-    ) -> io::Result<()> {
-        let mut first = None;
+    ) -> io::Result<Vec<(IpAddr, io::Error)>> {
+        let mut all_refused = Vec::new();
         let mut buffer = Buffer::new();
         for portion in addresses.chunks(PORTION) {
             buffer.clear();
-            let mut last = 0;
-            for address in portion {
-                last = self.socket.next_sequence();
-                encode_address(&mut buffer, kind, flags, last, index, address);
+            let sequences: Vec<u32> = portion.iter().map(|_| self.socket.next_sequence()).collect();
+            for (address, sequence) in portion.iter().zip(&sequences) {
+                encode_address(&mut buffer, kind, flags, *sequence, index, address);
             }
             buffer.add_flags(ACK);
             self.socket.send(buffer.bytes())?;
+            let last = sequences.last().copied().unwrap_or_default();
             let mut done = false;
             let mut refused = |refusal: Refusal| {
-                if refusal.errno as i32 != harmless {
-                    first.get_or_insert(refusal);
+                let which = sequences.iter().position(|sequence| *sequence == refusal.sequence);
+                if let Some(which) = which.filter(|_| refusal.errno as i32 != harmless) {
+                    all_refused.push((portion[which], refusal.into()));
                 }
             };
             while !done {
@@ -163,7 +166,7 @@ impl Dummy {
                 })?;
             }
         }
-        first.map_or(Ok(()), |refusal| Err(refusal.into()))
+        Ok(all_refused)
     }
 
     fn link_request(&mut self, kind: u16, flags: u16, index: u32) -> Buffer {
