@@ -445,6 +445,11 @@ fn what_others_do_elsewhere_is_no_damage() {
         }
         run("nft delete table ip kube-proxy");
         assert!(!table.intact(), "a close look a moment ago does not hide that everything is gone");
+        let mut table = load(Family::V4, &[service(Family::V4, 1, &[101])]);
+        run("nft add table inet other; nft delete table inet other");
+        assert!(table.intact());
+        run("nft flush table ip kube-proxy");
+        assert!(!table.intact(), "nor that all rules are");
     });
 }
 

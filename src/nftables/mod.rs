@@ -112,15 +112,18 @@ impl Table {
         Ok(by_number)
     }
 
-    /// Whether our chains are there at all.
-    fn is_hooked(&mut self) -> std::io::Result<bool> {
-        let chains = self.nft.chains(table_family(self.family), TABLE)?;
-        Ok(self.state.is_none()
-            || chains.iter().filter(|(_, hooked)| *hooked).count() == base_chains(self.family).len())
+    /// Whether our chains are there, with as many rules as they should have. There are few.
+    fn has_rules(&mut self) -> std::io::Result<bool> {
+        let (Some(facts), Some(state)) = (&self.facts, &self.state) else { return Ok(true) };
+        let (family, base) = (table_family(self.family), base_chains(self.family));
+        let hooks = self.nft.chains(family, TABLE)?.iter().filter(|(_, hooked)| *hooked).count();
+        let rules: usize = inner_chains(facts).iter().chain(&base).map(|chain| chain.rules.len()).sum();
+        let class_rules: usize = state.classes.known().map(|class| class.rules(self.family).len()).sum();
+        Ok(hooks == base.len() && self.nft.rules(family, TABLE)? == rules + class_rules)
     }
 
-    /// Whether the kernel holds exactly what was programmed.
-    fn holds_everything(&mut self) -> std::io::Result<bool> {
+    /// Whether the kernel holds exactly the elements that were programmed.
+    fn holds_elements(&mut self) -> std::io::Result<bool> {
         let (Some(facts), Some(state)) = (&self.facts, &self.state) else { return Ok(true) };
         let held::Kernel::Ours(mut held) = held::read(&mut self.nft, facts, &self.shapes)? else { return Ok(false) };
         let node = footprint::of_node(&facts.service_cidrs, &facts.node_port_addresses.translatable());
@@ -135,15 +138,7 @@ impl Table {
         };
         let same_classes = held.classes.is_like(&state.classes);
         let complete = !missing(&node, &mut held) && state.footprints().all(|footprint| !missing(footprint, &mut held));
-        let chains = inner_chains(facts).into_iter().chain(base_chains(self.family));
-        let rules: usize = chains.map(|chain| chain.rules.len()).sum();
-        let class_rules: usize = state.classes.known().map(|class| class.rules(self.family).len()).sum();
-        let present = self.nft.rules(table_family(self.family), TABLE)?;
-        Ok(held.hooked
-            && same_classes
-            && complete
-            && held.leftovers().next().is_none()
-            && present == rules + class_rules)
+        Ok(same_classes && complete && held.leftovers().next().is_none())
     }
 
     /// Adds chains and elements of the classes that the kernel does not know yet.
@@ -212,12 +207,12 @@ impl Backend for Table {
     fn intact(&mut self) -> bool {
         match self.nft.foreign_generation() {
             Ok(now) if now == self.generation => true,
-            Ok(_) if !self.is_hooked().unwrap_or(true) => false,
+            Ok(_) if !self.has_rules().unwrap_or(true) => false,
             // Somebody changed something somewhere. Looking closely takes time, so not more often than now and then.
             Ok(_) if self.looked_closely.is_some_and(|then| then.elapsed() < CLOSE_LOOKS) => true,
             Ok(now) => {
                 self.looked_closely = Some(Instant::now());
-                let intact = self.holds_everything().unwrap_or(true);
+                let intact = self.holds_elements().unwrap_or(true);
                 self.generation = if intact { now } else { self.generation };
                 intact
             }
