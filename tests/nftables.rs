@@ -453,6 +453,26 @@ fn what_others_do_elsewhere_is_no_damage() {
     });
 }
 
+/// A packet on its way meets the elements of the moment, but the rules of the moment in which it came: it would find the
+/// chain of a new class empty.
+#[test]
+fn the_chain_of_a_new_class_is_there_before_anything_leads_there() {
+    isolated("the_chain_of_a_new_class_is_there_before_anything_leads_there", || {
+        let mut door = Nftables::open().unwrap();
+        let mut table = load(Family::V4, &[service(Family::V4, 1, &[101, 102, 103])]);
+        for (endpoints, transactions, chains) in
+            [(&[101, 102][..], 2, 1), (&[101, 102, 103], 1, 0), (&[101, 102], 1, 0), (&[101], 2, 1)]
+        {
+            let chains_before = run("nft list chains ip").lines().count();
+            let before = door.generation().unwrap();
+            table.update(&[service(Family::V4, 1, endpoints)]).unwrap();
+            assert_eq!(door.generation().unwrap() - before, transactions, "{endpoints:?}");
+            // Two lines each.
+            assert_eq!(run("nft list chains ip").lines().count() - chains_before, 2 * chains, "{endpoints:?}");
+        }
+    });
+}
+
 #[test]
 fn one_family_s_transactions_are_no_news_to_the_other() {
     isolated("one_family_s_transactions_are_no_news_to_the_other", || {

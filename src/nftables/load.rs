@@ -93,7 +93,7 @@ impl Table {
         // At once: the kernel takes no range that overlaps another.
         held.take_leftovers_of(Set::ServiceCidrs).iter().for_each(|record| changes.remove(record));
         if care == Care::OneByOne {
-            report.changes += self.flush(&mut batch, &mut state, &mut changes)?;
+            report.changes += self.flush(&mut batch, &mut state, &mut changes, hooked)?;
         }
         for service in services {
             if care == Care::OneByOne {
@@ -110,7 +110,7 @@ impl Table {
             );
             self.want(&mut held, wanted.finish().1, &mut changes);
             if care == Care::OneByOne {
-                match self.flush(&mut batch, &mut state, &mut changes) {
+                match self.flush(&mut batch, &mut state, &mut changes, hooked) {
                     Ok(count) => report.changes += count,
                     Err(error @ CommitError::Refused { .. }) => {
                         state.forget(&service.name, &self.shapes);
@@ -120,11 +120,11 @@ impl Table {
                     Err(error) => return Err(error.into()),
                 }
             } else if changes.size() > portion {
-                report.changes += self.flush(&mut batch, &mut state, &mut changes)?;
+                report.changes += self.flush(&mut batch, &mut state, &mut changes, hooked)?;
             }
         }
         held.leftovers().for_each(|record| changes.remove(&record));
-        report.changes += self.stage(&mut batch, &state, &mut changes);
+        report.changes += self.stage(&mut batch, &mut state, changes, hooked)?;
         if !hooked {
             add_chains(&mut batch, &base_chains(facts.family));
         }
@@ -197,21 +197,20 @@ impl Table {
         }
     }
 
-    fn stage(&self, batch: &mut Batch, state: &State, changes: &mut Changes) -> usize {
-        self.declare_classes(batch, state);
-        self.write(batch, std::mem::take(changes))
-    }
-
-    fn flush(&mut self, batch: &mut Batch, state: &mut State, changes: &mut Changes) -> Result<usize, CommitError> {
-        let count = self.stage(batch, state, changes);
-        match self.nft.commit(batch) {
-            Ok(()) => state.classes.settle(),
-            Err(error) => {
-                state.classes.withdraw();
-                return Err(error);
-            }
+    fn flush(
+        &mut self,
+        batch: &mut Batch,
+        state: &mut State,
+        changes: &mut Changes,
+        at_work: bool,
+    ) -> Result<usize, CommitError> {
+        let staged = self.stage(batch, state, std::mem::take(changes), at_work);
+        let outcome = staged.and_then(|count| self.nft.commit(batch).map(|()| count));
+        match outcome {
+            Ok(_) => state.classes.settle(),
+            Err(_) => state.classes.withdraw(),
         }
-        Ok(count)
+        outcome
     }
 }
 

@@ -24,7 +24,7 @@ use record::{Shapes, read_number};
 use state::{Changes, State};
 
 use crate::backend::{Backend, Error, Report};
-use crate::kernel::nftables::{Batch, Element, Nftables, SetSpec, Value};
+use crate::kernel::nftables::{Batch, CommitError, Element, Nftables, SetSpec, Value};
 use crate::kernel::nftchains::add_rules;
 use crate::model::Family;
 use crate::plan::{NodeFacts, PortName, ServicePlan};
@@ -155,6 +155,25 @@ impl Table {
         }
     }
 
+    /// Puts what has to change into a transaction. Returns the number of elements.
+    ///
+    /// A packet on its way meets the elements of the moment, but the rules of the moment in which it came: a chain that is
+    /// new to it is empty. So in a table `at_work`, the chains of new classes are committed before anything leads there.
+    fn stage(
+        &mut self,
+        batch: &mut Batch,
+        state: &mut State,
+        changes: Changes,
+        at_work: bool,
+    ) -> Result<usize, CommitError> {
+        self.declare_classes(batch, state);
+        if at_work && !state.classes.fresh().is_empty() {
+            self.nft.commit(batch)?;
+            state.classes.settle();
+        }
+        Ok(self.write(batch, changes))
+    }
+
     /// Removes and adds elements. What goes comes first: a key may lead somewhere else now.
     fn write(&self, batch: &mut Batch, changes: Changes) -> usize {
         let (gone, added) = changes.finish();
@@ -194,10 +213,9 @@ impl Backend for Table {
             state.apply(service, &self.shapes, &mut |_| None, &mut changes, &mut report.set_aside);
         }
         let mut batch = Batch::new(table_family(self.family), TABLE, None);
-        self.declare_classes(&mut batch, &state);
-        report.changes = self.write(&mut batch, changes);
-        self.nft.commit(&mut batch).map_err(|error| Error(error.to_string()))?;
-        state.classes.settle();
+        let refused = |error: CommitError| Error(error.to_string());
+        report.changes = self.stage(&mut batch, &mut state, changes, true).map_err(refused)?;
+        self.nft.commit(&mut batch).map_err(refused)?;
         report.outgrown = state.classes.is_full();
         self.state = Some(state);
         report.in_kernel = Some(self.nft.take_spent());
