@@ -290,6 +290,10 @@ fn an_address_that_the_kernel_refuses_harms_nobody_else() {
         let report = ipvs.update(&[gone, good(3), odd("ff05::2")]).unwrap();
         assert_eq!(report.set_aside.len(), 1, "{:?}", report.set_aside);
         assert_eq!(addresses(), ["fd00:96::1/128", "fd00:96::3/128"]);
+        let mut other_endpoints = odd("ff05::2");
+        other_endpoints.ports[0].cluster.clear();
+        let report = ipvs.update(&[other_endpoints, good(2)]).unwrap();
+        assert_eq!(report.set_aside.len(), 1, "it still is: {:?}", report.set_aside);
         assert!(ipvs.update(&[odd("fd00:97::1")]).unwrap().set_aside.is_empty());
         assert!(tcp("client", "[fd00:97::1]:80").starts_with("far "));
     });

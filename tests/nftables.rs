@@ -425,10 +425,15 @@ fn a_flushed_table_is_noticed() {
             "nft flush set ip kube-proxy hairpin",
         ] {
             let mut table = load(Family::V4, &services);
+            // Its class is not used afterwards.
+            table.update(&[service(Family::V4, 3, &[101, 102, 103])]).unwrap();
+            table.update(&[service(Family::V4, 3, &[])]).unwrap();
+            table.update(&[ServicePlan::none(&service(Family::V4, 3, &[]).name)]).unwrap();
             assert!(table.intact());
             run(damage);
             assert!(!table.intact(), "{damage}");
             table.replace(&facts(Family::V4), &mut services.iter().cloned()).unwrap();
+            run("nft add table inet other; nft delete table inet other");
             assert!(table.intact(), "{damage}");
             assert_eq!(run("nft list table ip kube-proxy").len(), whole.len(), "{damage}");
         }

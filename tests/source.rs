@@ -445,7 +445,8 @@ fn quiet_watches_that_break_off_are_resumed_at_once() {
     let (server, folder) = (ApiServer::start("127.0.0.1"), Folder::new());
     populate(&server);
     // Whoever waits before it asks again waits longer than this test.
-    let patient = Limits { retry: (Duration::from_secs(3600), Duration::from_secs(3600)), ..limits() };
+    let hour = Duration::from_secs(3600);
+    let patient = Limits { retry: (hour, hour), lasting: Duration::from_secs(1), ..limits() };
     let mut follower = Follower::api(&usual(&server, &folder), patient);
     follower.until_listed();
     for name in ["d", "e"] {

@@ -220,8 +220,8 @@ impl Backend for Iptables {
             rest = &rest[self.update_some(&shape, rest, &mut update)?..];
         }
         let Update { mut report, written, transactions } = update;
-        // Where somebody flushed a table just now, a Service may be refused that is as it should be.
-        self.watch.changed(was_calm && transactions <= 1 && report.set_aside.is_empty());
+        // What is refused although it is as it should be tells that somebody else changed a table just now.
+        self.watch.changed(was_calm && transactions <= 1 && report.refusals == 0);
         report.outgrown = shape.layout < self.layout(self.services.len());
         self.shape = Some(shape);
         report.tables = self.owned.beside(written);

@@ -238,11 +238,15 @@ impl Filter {
     /// When the kernel cannot be asked.
     pub fn owned(&mut self) -> io::Result<Option<Owned>> {
         let family = table_family(self.family);
-        if !self.nft.has_table(family, TABLE)? || !self.has_our_sets()? {
+        const ASKED: [Set; 5] = [Set::Internal, Set::External, Set::ExternalLocal, Set::NodePorts, Set::NodePortsLocal];
+        // The other sets may be those of another version.
+        if !self.nft.has_table(family, TABLE)?
+            || self.held_sets()?.filter(|set| ASKED.contains(set)).count() < ASKED.len()
+        {
             return Ok(None);
         }
         let mut owned = Owned::default();
-        for set in [Set::Internal, Set::External, Set::ExternalLocal, Set::NodePorts, Set::NodePortsLocal] {
+        for set in ASKED {
             self.nft.elements(family, TABLE, set.name(), |element| owned.note(element.key))?;
         }
         Ok(Some(owned))
@@ -267,9 +271,11 @@ impl Filter {
         self.nft.commit(&mut batch).map_err(|error| Error(format!("nftables table {TABLE}: {error}")))
     }
 
-    fn has_our_sets(&mut self) -> io::Result<bool> {
+    /// Those of our sets that the table has.
+    fn held_sets(&mut self) -> io::Result<impl Iterator<Item = Set>> {
         let found = self.nft.sets(table_family(self.family), TABLE)?;
-        Ok(found.len() == self.specs.len() && self.specs.iter().all(|spec| found.iter().any(|read| spec.is(read))))
+        let specs = &self.specs;
+        Ok(Set::ALL.into_iter().filter(move |set| found.iter().any(|read| specs[*set as usize].is(read))))
     }
 
     /// Reads what the kernel holds, and the generation of the ruleset that this is.
@@ -288,7 +294,10 @@ impl Filter {
         }
         let ours = chains(facts);
         let known = |name: &str, hooked| ours.iter().any(|chain| chain.name == name && chain.hook.is_some() == hooked);
-        if !self.has_our_sets()? || !self.nft.chains(family, TABLE)?.iter().all(|(name, hooked)| known(name, *hooked)) {
+        if self.held_sets()?.count() < Set::ALL.len()
+            || self.nft.sets(family, TABLE)?.len() > Set::ALL.len()
+            || !self.nft.chains(family, TABLE)?.iter().all(|(name, hooked)| known(name, *hooked))
+        {
             return Ok(Kernel::Foreign);
         }
         let mut held: Box<[Held; Set::ALL.len()]> = Box::default();

@@ -16,6 +16,7 @@ mod wanted;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -26,13 +27,13 @@ pub use scheduler::{Malformed, Scheduler};
 use filter::Filter;
 use servers::{Outcome, Servers};
 use state::{Around, Changes, State};
-use wanted::{Entrance, Wanted};
+use wanted::{Entrance, Server, Wanted};
 
 use crate::backend::{Backend, Error, Report};
 use crate::kernel::dummy::Dummy;
 use crate::kernel::ipvs::{Settings, VirtualServer};
-use crate::model::Family;
-use crate::plan::{NodeFacts, NodePortAddresses, PortPlan, ServicePlan};
+use crate::model::{Family, ObjectName};
+use crate::plan::{NodeFacts, NodePortAddresses, PortName, PortPlan, ServicePlan};
 
 /// The device that has the virtual addresses.
 pub const DEVICE: &str = "kube-ipvs0";
@@ -198,14 +199,7 @@ impl Ipvs {
         let refused = self.device.add(device, added).map_err(device_failed)?;
         self.device.remove(device, gone).map_err(device_failed)?;
         report.changes += gone.len() + added.len() - refused.len();
-        state.refuse_addresses(refused.iter().map(|(address, _)| *address));
-        for (entrance, server) in state.servers() {
-            if let Entrance::Address(address, ..) = entrance
-                && let Some((_, why)) = refused.iter().find(|(other, _)| *other == address)
-            {
-                report.set_aside.push((server.port.clone(), format!("address {address} on {DEVICE}: {why}")));
-            }
-        }
+        state.attempted(added, refused);
         Ok(())
     }
 
@@ -221,6 +215,7 @@ impl Ipvs {
         note(state, outcome, &mut report)?;
         let addresses = changes.addresses(state);
         self.change_addresses(state, &addresses.gone, &addresses.added, &mut report)?;
+        report.set_aside.extend(without_address(state, |name| changed.iter().any(|plan| plan.name == *name)));
         Ok(report)
     }
 
@@ -241,6 +236,7 @@ impl Ipvs {
         let added: Vec<IpAddr> = state.addresses().filter(|address| !held.remove(address)).collect();
         let gone: Vec<IpAddr> = held.into_iter().filter(|address| !is_link_local(address)).collect();
         self.change_addresses(&mut state, &gone, &added, &mut report)?;
+        report.set_aside.extend(without_address(&state, |_| true));
         Ok((state, report))
     }
 
@@ -359,6 +355,19 @@ fn is_excluded(options: &Options, server: &VirtualServer) -> bool {
 
 fn is_link_local(address: &IpAddr) -> bool {
     matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
+}
+
+/// Ports of some Services at addresses that the kernel did not take, each with the reason.
+fn without_address(state: &State, some: impl Fn(&ObjectName) -> bool) -> Vec<(PortName, String)> {
+    if state.refused_addresses().is_empty() {
+        return Vec::new();
+    }
+    let refusal = |(entrance, server): (Entrance, &Rc<Server>)| {
+        let Entrance::Address(address, ..) = entrance else { return None };
+        let why = state.refused_addresses().get(&address).filter(|_| some(&server.port.service))?;
+        Some((server.port.clone(), format!("address {address} on {DEVICE}: {why}")))
+    };
+    state.servers().filter_map(refusal).collect()
 }
 
 fn device_failed(error: io::Error) -> Error {

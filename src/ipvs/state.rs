@@ -3,6 +3,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
+use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
 
@@ -20,8 +21,8 @@ pub struct State {
     health_checks: Counts<u16>,
     /// Virtual servers that the kernel did not take, at some time.
     refused: HashSet<VirtualServer>,
-    /// Addresses that it did not take.
-    refused_addresses: HashSet<IpAddr>,
+    /// Addresses that it did not take, with the reason.
+    refused_addresses: HashMap<IpAddr, String>,
     around: Around,
 }
 
@@ -120,9 +121,15 @@ impl State {
         self.refused.extend(servers);
     }
 
-    /// Notes that the kernel did not take these addresses.
-    pub fn refuse_addresses(&mut self, addresses: impl Iterator<Item = IpAddr>) {
-        self.refused_addresses.extend(addresses);
+    /// Notes that the kernel was given addresses, and which of them it did not take.
+    pub fn attempted(&mut self, addresses: &[IpAddr], refused: Vec<(IpAddr, io::Error)>) {
+        addresses.iter().for_each(|address| drop(self.refused_addresses.remove(address)));
+        self.refused_addresses.extend(refused.into_iter().map(|(address, why)| (address, why.to_string())));
+    }
+
+    /// Addresses that it did not take, with the reason.
+    pub fn refused_addresses(&self) -> &HashMap<IpAddr, String> {
+        &self.refused_addresses
     }
 
     /// Whether the kernel holds every virtual server and our device every address, but for those that it once did not
@@ -130,7 +137,7 @@ impl State {
     pub fn is_held(&self, has: impl Fn(&VirtualServer) -> bool, addresses: &HashSet<IpAddr>) -> bool {
         let mut servers = self.servers().flat_map(|(entrance, _)| self.at(entrance));
         servers.all(|at| has(&at) || self.refused.contains(&at))
-            && self.addresses().all(|it| addresses.contains(&it) || self.refused_addresses.contains(&it))
+            && self.addresses().all(|it| addresses.contains(&it) || self.refused_addresses.contains_key(&it))
     }
 
     /// Addresses that must be on our device.

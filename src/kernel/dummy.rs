@@ -112,12 +112,17 @@ impl Dummy {
     }
 
     /// Adds addresses with the prefix of a single host to the device of this index. One that exists is no error. Returns
-    /// those that the kernel refuses, such as multicast ones, each with the reason.
+    /// those that the kernel takes for no address of a host, such as multicast ones, each with the reason.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// The first refusal for another reason, or when the kernel cannot be asked.
     pub fn add(&mut self, index: u32, addresses: &[IpAddr]) -> io::Result<Vec<(IpAddr, io::Error)>> {
-        self.change(RTM_NEWADDR, CREATE | EXCL, index, addresses, libc::EEXIST)
+        let refused = self.change(RTM_NEWADDR, CREATE | EXCL, index, addresses, libc::EEXIST)?;
+        let is_no_address = |(_, error): &(IpAddr, io::Error)| {
+            matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::InvalidInput)
+        };
+        let (no_addresses, others): (Vec<_>, Vec<_>) = refused.into_iter().partition(is_no_address);
+        others.into_iter().next().map_or(Ok(no_addresses), |(_, error)| Err(error))
     }
 
     /// Removes addresses. One that does not exist is no error.

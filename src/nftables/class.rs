@@ -187,9 +187,14 @@ impl Classes {
 
     /// Whether both know the same classes by the same indices.
     pub fn is_like(&self, other: &Self) -> bool {
-        let knows = |class| other.known.get(class).map(|known| known.index);
+        let index = |class| other.known.get(class).map(|known| known.index);
         self.known.len() == other.known.len()
-            && self.known.iter().all(|(class, known)| knows(class) == Some(known.index))
+            && self.known.iter().all(|(class, known)| index(class) == Some(known.index))
+    }
+
+    /// Whether a class is among them.
+    pub fn knows(&self, class: &Class) -> bool {
+        self.known.contains_key(class)
     }
 
     /// All classes.

@@ -36,6 +36,8 @@ pub struct Held {
     wanted: Option<Vec<Box<[u8]>>>,
     /// Classes and their indices.
     pub classes: Classes,
+    /// Classes that have a chain.
+    pub chains: Vec<Class>,
     /// Whether traffic is being served: all base chains are there.
     pub hooked: bool,
 }
@@ -67,7 +69,8 @@ pub fn read(nft: &mut Nftables, facts: &NodeFacts, shapes: &Shapes) -> io::Resul
         return Ok(Kernel::Foreign);
     }
     let hooks = chains.iter().filter(|(_, hooked)| *hooked).count();
-    let mut held = Held { hooked: hooks == base.len(), ..Held::default() };
+    let class_chains = chains.iter().filter_map(|(name, _)| Class::of_chain(name)).collect();
+    let mut held = Held { hooked: hooks == base.len(), chains: class_chains, ..Held::default() };
     if hooks != 0 && !held.hooked {
         return Ok(Kernel::Foreign);
     }

@@ -6,7 +6,7 @@
 use std::io;
 
 use super::Table;
-use super::class::Classes;
+use super::class::{Class, Classes};
 use super::footprint::of_node;
 use super::held::{Held, Kernel, read};
 use super::layout::{NUMBER_BITS, Set, TABLE, TABLE_COMMENT, base_chains, inner_chains, table_family};
@@ -81,6 +81,7 @@ impl Table {
         }
         self.declare(&mut batch, facts, hooked);
 
+        let chains = std::mem::take(&mut held.chains);
         let mut state = State::with(std::mem::take(&mut held.classes), services.size_hint().0);
         for class in state.classes.known() {
             batch.flush_chain(&class.chain());
@@ -133,7 +134,7 @@ impl Table {
         // Another load finds room for what was set aside. Nothing is unused then if nothing else changes, so that it is
         // the last one.
         let full = state.classes.is_full();
-        report.outgrown = self.remove_unused_classes(&mut state.classes) && full;
+        report.outgrown = self.remove_unused_classes(&mut state.classes, &chains) && full;
         self.state = Some(state);
         self.facts = Some(facts.clone());
         self.generation = others;
@@ -177,10 +178,15 @@ impl Table {
         }
     }
 
-    /// Removes chains and elements of the classes that no Service has any more. They do no harm where the kernel keeps
-    /// them: somebody else's rule may lead there. Returns whether that made room.
-    fn remove_unused_classes(&mut self, classes: &mut Classes) -> bool {
+    /// Removes chains and elements of the classes that no Service has any more, and of `chains` those whose element
+    /// somebody took away. They do no harm where the kernel keeps them: somebody else's rule may lead there. Returns
+    /// whether that made room.
+    fn remove_unused_classes(&mut self, classes: &mut Classes, chains: &[Class]) -> bool {
         let mut batch = Batch::new(table_family(self.family), TABLE, None);
+        for chain in chains.iter().filter(|class| !classes.knows(class)).map(Class::chain) {
+            batch.flush_chain(&chain);
+            batch.delete_chain(&chain);
+        }
         for (index, class) in classes.unused() {
             let (key, chain) = ((index << NUMBER_BITS).to_ne_bytes(), class.chain());
             let element = Element { key: &key, end: None, data: Value::None, interval_end: false };

@@ -116,9 +116,9 @@ impl Claims {
         again
     }
 
-    /// Who holds an address.
-    pub fn holders(&self) -> impl Iterator<Item = &ObjectName> {
-        self.held.keys()
+    /// Who holds an address, or waits for one.
+    pub fn claimants(&self) -> impl Iterator<Item = &ObjectName> {
+        self.held.keys().chain(self.wishes.keys().filter(|name| !self.held.contains_key(*name)))
     }
 
     /// Clashes that came up since this was last called and still stand, in the order of the losers' names.
@@ -297,7 +297,9 @@ mod tests {
         for _ in 0..2 {
             claims.settle(&mut plan("second", &[("10.0.0.2", 80, Some(30000))]));
             assert_eq!(claims.take_clashes().len(), 2);
+            assert_eq!(claims.claimants().count(), 2);
             claims.settle(&mut plan("second", &[]));
+            assert_eq!(claims.claimants().count(), 1);
             assert!(claims.waiting.is_empty() && claims.wishes.is_empty());
         }
         claims.settle(&mut plan("second", &[("10.0.0.2", 80, Some(30000))]));

@@ -136,7 +136,7 @@ impl Ledger {
     pub fn plan_departed(&mut self, store: &Store, here: &Here) {
         let is_served =
             |name: &ObjectName| store.service(name).is_some_and(|service| service.cluster_ip(self.family).is_some());
-        let departed: Vec<_> = self.claims.holders().filter(|name| !is_served(name)).cloned().collect();
+        let departed: Vec<_> = self.claims.claimants().filter(|name| !is_served(name)).cloned().collect();
         self.plan(store, here, departed);
     }
 

@@ -41,6 +41,8 @@ pub struct Limits {
     pub watch: Duration,
     /// For a sign of life beyond the end of a watch.
     pub grace: Duration,
+    /// A watch that breaks off after so long did its work: it is resumed at once, as one that ends.
+    pub lasting: Duration,
     /// Between the first attempts after a failure, and at most.
     pub retry: (Duration, Duration),
     /// Objects on one page of a list.
@@ -136,6 +138,7 @@ impl Default for Limits {
             keep_alive: Duration::from_secs(40),
             watch: Duration::from_secs(300),
             grace: Duration::from_secs(15),
+            lasting: Duration::from_secs(15),
             retry: (Duration::from_millis(200), Duration::from_secs(30)),
             page: 500,
         }

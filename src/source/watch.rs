@@ -177,9 +177,13 @@ impl Watch {
         let mut frames = Frames::new(stream.format);
         loop {
             let silence = if listing { self.client.limits().answer } else { lasts };
+            let asked = Instant::now();
             let chunk = match stream.chunk(silence).await {
-                // Balancers cut what is quiet for half a minute. It was none the worse for that, and is not told of.
-                Err(error) if !listing && began.elapsed() >= SHORTEST => {
+                // Balancers cut what is quiet for half a minute. Nothing was missed, unless nothing was heard for so long
+                // that it broke off unnoticed.
+                Err(error)
+                    if !listing && began.elapsed() >= self.client.limits().lasting && asked.elapsed() < silence =>
+                {
                     log::debug!("a watch of {:?} broke off: {error}", self.kind);
                     break;
                 }
