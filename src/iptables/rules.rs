@@ -355,9 +355,9 @@ impl Port<'_> {
     }
 
     /// With many Services, only those endpoints have a chain that need it: those of Services with affinity, and those that
-    /// may be sent back to themselves and are then masqueraded. That are those that may be on this node, and those whose
-    /// own node may send them here unmasqueraded, to an address from outside with policy Local. The chain of any other
-    /// would hold one rule, which is as well in the Service's chain.
+    /// may be sent back to themselves and are then masqueraded: those that may be on this node, and, under external policy
+    /// Local, also Pods of other nodes, which come here unmasqueraded. The chain of any other would hold one rule, which is
+    /// as well in the Service's chain.
     fn has_chain(&self, endpoint: &Endpoint) -> bool {
         let plan = self.plan;
         self.shape.layout == Layout::Full

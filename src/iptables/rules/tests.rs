@@ -333,14 +333,12 @@ fn endpoints_without_a_chain_of_their_own() {
 
 #[test]
 fn who_has_a_chain_among_many_services() {
-    let chains_but_of_others = written(&sparse(), port(), true);
+    let some = written(&sparse(), port(), true);
     let all = written(&shape(), port(), true);
-    let (of_the_other, direct): (Vec<_>, Vec<_>) = all
-        .iter()
-        .filter(|line| !chains_but_of_others.contains(line))
-        .partition(|line| line.starts_with("-A KUBE-SEP-2"));
-    assert_eq!((of_the_other.len(), direct.len()), (2, 1), "nothing else is different");
-    let more: Vec<_> = chains_but_of_others.iter().filter(|line| !all.contains(line)).collect();
+    let (chain, jump): (Vec<_>, Vec<_>) =
+        all.iter().filter(|line| !some.contains(line)).partition(|line| line.starts_with("-A KUBE-SEP-2"));
+    assert_eq!((chain.len(), jump.len()), (2, 1), "nothing else is different");
+    let more: Vec<_> = some.iter().filter(|line| !all.contains(line)).collect();
     assert_eq!(
         more,
         [
@@ -348,7 +346,7 @@ fn who_has_a_chain_among_many_services() {
         ]
     );
 
-    let nobody_says = |place| PortPlan { cluster: vec![endpoint("10.180.0.1", place)], ..port() };
+    let placed = |place| PortPlan { cluster: vec![endpoint("10.180.0.1", place)], ..port() };
     let affine = PortPlan { affinity: Some(1), ..port() };
     let endpoints = |shape: &Shape, port: &PortPlan| {
         let lines = written(shape, port.clone(), false).into_iter();
@@ -356,9 +354,9 @@ fn who_has_a_chain_among_many_services() {
     };
     for shape in [sparse(), drawn()] {
         assert_eq!(endpoints(&shape, &affine), endpoints(&self::shape(), &affine), "affinity needs every chain");
-        assert_eq!(endpoints(&shape, &nobody_says(Place::Unknown)).len(), 2, "it may be here");
-        assert_eq!(endpoints(&shape, &nobody_says(Place::Elsewhere)).len(), 0);
-        let from_outside = PortPlan { node_port: Some(3001), ..nobody_says(Elsewhere) };
+        assert_eq!(endpoints(&shape, &placed(Place::Unknown)).len(), 2, "it may be here");
+        assert_eq!(endpoints(&shape, &placed(Place::Elsewhere)).len(), 0);
+        let from_outside = PortPlan { node_port: Some(3001), ..placed(Elsewhere) };
         assert_eq!(endpoints(&shape, &from_outside).len(), 0);
         let local = PortPlan { external_local: true, external: Route::Drop, ..from_outside };
         assert_eq!(endpoints(&shape, &local).len(), 2, "it may come as a client of the node that it is not on");
